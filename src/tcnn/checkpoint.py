@@ -1,0 +1,259 @@
+"""A hybrid on disk: a folder with model.safetensors (the weights) and tcnn.json (how to build it).
+
+Loading builds the network from timm, torchvision or this package, recasts the layers that the JSON
+names, and copies the tensors in. No code named or held by the files is ever run: a network that
+comes from anywhere else must be handed to `load`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+import tcnn
+from tcnn import models, surgery
+from tcnn.gpsa_config import GPSAConfig
+from tcnn.layers import GPSA2d
+
+WEIGHTS = "model.safetensors"
+SETTINGS = "tcnn.json"
+_FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A folder cannot be written or read as a saved hybrid; the message says why and what to do."""
+
+
+def save(model: nn.Module, folder: str | Path, *, classes: Sequence[str] | None = None) -> None:
+    """Write a hybrid (or a CNN) to a folder; each file appears whole or not at all.
+
+    Args:
+        model: the network; `load` needs nothing else if `load_model` built it or its CNN.
+        folder: made if it is not there; other files in it are left alone.
+        classes: names of the classes in the order of the outputs; None keeps those it came with.
+
+    Raises:
+        CheckpointError: the folder cannot be written to; the network's settings are not plain data;
+            there are more or fewer classes than outputs.
+    """
+    folder = Path(folder)
+    origin = models.origin(model)
+    names = origin.classes if classes is None else tuple(classes)
+    _check_class_count(model, names)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as passing:
+            weights, settings = Path(passing) / WEIGHTS, Path(passing) / SETTINGS
+            safetensors.torch.save_model(model, str(weights))
+            content = {
+                "format": _FORMAT,
+                "tcnn": tcnn.__version__,
+                "model": {"name": origin.name, "settings": origin.settings},
+                "layers": {
+                    name: asdict(layer.config)
+                    for name, layer in model.named_modules()
+                    if isinstance(layer, GPSA2d)
+                },
+                "classes": None if names is None else list(names),
+                "channels_last": _is_channels_last(model),
+                "weights_sha256": _digest(weights),
+            }
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            settings.write_text(text + "\n", encoding="utf-8")
+            # Both are whole by now. Should the second move not happen, the digest gives it away.
+            weights.replace(folder / WEIGHTS)
+            settings.replace(folder / SETTINGS)
+    except (OSError, SafetensorError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"Expected to write to the folder {str(folder)!r}, but it says: {said}."
+        ) from error
+    except TypeError as error:
+        raise CheckpointError(
+            f"Expected model settings that are plain data, but {error}: {origin.settings!r}"
+        ) from error
+
+
+def load(
+    folder: str | Path, *, cnn: nn.Module | None = None, classes: Sequence[str] | None = None
+) -> nn.Module:
+    """Read a saved hybrid, in eval mode, on the CPU.
+
+    Args:
+        folder: what `save` wrote.
+        cnn: the network before recasting, of any weights, where the folder does not say how to
+            build it from timm, torchvision or this package. It is left as it was.
+        classes: the class names that are expected, in order.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, of an unknown format, or does not fit the
+            network; the saved classes are not the expected ones.
+    """
+    folder = Path(folder)
+    settings = _settings(folder)
+    saved_classes = settings["classes"]
+    if classes is not None and list(classes) != saved_classes:
+        raise CheckpointError(_class_difference(folder, list(classes), saved_classes))
+    state = _weights(folder, settings["weights_sha256"])
+    model = cnn if cnn is not None else _build(folder, settings["model"])
+    layers = settings["layers"]
+    try:
+        if layers or model is cnn:  # replacing, even of nothing, copies
+            model = surgery.replace_convolutions(
+                model, {name: GPSAConfig(**options) for name, options in layers.items()}
+            )
+        models.parameters_like(model, state)
+        if settings["channels_last"]:
+            model = model.to(memory_format=torch.channels_last)
+        safetensors.torch.load_model(model, str(folder / WEIGHTS))
+    except (surgery.RecastError, TypeError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"Expected {str(folder)!r} to fit {type(model).__name__}, but {said}"
+        ) from error
+    _check_class_count(model, saved_classes)
+    models.set_origin(
+        model,
+        models.Origin(
+            settings["model"]["name"],
+            settings["model"]["settings"],
+            None if saved_classes is None else tuple(saved_classes),
+        ),
+    )
+    return model.eval()
+
+
+def _build(folder: Path, model: dict[str, Any]) -> nn.Module:
+    name = model["name"]
+    if name is None:
+        raise CheckpointError(
+            f"Expected {str(folder)!r} to say how to build its network, but load_model did not "
+            "build the one that was saved: pass the network with cnn=."
+        )
+    if not models.is_own(name):
+        raise CheckpointError(
+            f"{str(folder)!r} names {name!r}, and calling it would run code that the folder chose: "
+            "build the network yourself and pass it with cnn=."
+        )
+    try:
+        return models.build(name, False, model["settings"])
+    except models.ModelError as error:
+        raise CheckpointError(f"{str(folder)!r}: {error}") from error
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """The folder's tcnn.json, checked."""
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"Expected a folder with a saved hybrid, but {str(folder)!r} is not one."
+        )
+    file = folder / SETTINGS
+    if not file.is_file():
+        pickles = sorted(
+            p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+        )
+        said = (
+            f"{pickles[0]} is a pickle, which is refused: reading it can run code"
+            if pickles
+            else "it is missing"
+        )
+        raise CheckpointError(f"Expected {SETTINGS} in {str(folder)!r}, but {said}.")
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"Expected JSON in {str(file)!r}, but it is damaged: {error}"
+        ) from error
+    version = settings.get("format") if isinstance(settings, dict) else None
+    if version != _FORMAT:
+        raise CheckpointError(
+            f"Expected format {_FORMAT} in {str(file)!r}, but got {version!r}: "
+            "it was written by another version of tcnn, or is not its file."
+        )
+    if not _well_formed(settings):
+        raise CheckpointError(
+            f"Expected model, layers, classes and weights_sha256 in {str(file)!r} as tcnn writes "
+            "them, but it was changed."
+        )
+    return settings  # type: ignore[no-any-return]
+
+
+def _well_formed(settings: dict[str, Any]) -> bool:
+    model, layers, classes = (settings.get(key) for key in ("model", "layers", "classes"))
+    return (
+        isinstance(model, dict)
+        and isinstance(model.get("name"), str | None)
+        and isinstance(model.get("settings"), dict)
+        and isinstance(layers, dict)
+        and all(isinstance(options, dict) for options in layers.values())
+        and (
+            classes is None
+            or (isinstance(classes, list) and all(isinstance(c, str) for c in classes))
+        )
+        and isinstance(settings.get("channels_last"), bool)
+        and isinstance(settings.get("weights_sha256"), str)
+    )
+
+
+def _weights(folder: Path, digest: str) -> dict[str, Any]:
+    """The folder's tensors, checked against the digest beside them."""
+    file = folder / WEIGHTS
+    try:
+        state = safetensors.torch.load_file(file)
+        intact = _digest(file) == digest
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"Expected whole weights in {str(file)!r}, but the file is missing or damaged: {error}"
+        ) from error
+    if not intact:
+        raise CheckpointError(
+            f"Expected the weights that {SETTINGS} was written with, but {str(file)!r} has changed "
+            "since: save the hybrid again."
+        )
+    return state
+
+
+def _class_difference(folder: Path, wanted: list[str], saved: list[str] | None) -> str:
+    if saved is None:
+        return (
+            f"Expected {len(wanted)} classes, but {str(folder)!r} was saved without a class list."
+        )
+    where = f"Expected the classes of {str(folder)!r} in its order"
+    if len(wanted) != len(saved):
+        return f"{where}, but got {len(wanted)} classes where it has {len(saved)}."
+    index = next(i for i, (a, b) in enumerate(zip(wanted, saved, strict=True)) if a != b)
+    return f"{where}, but class {index} is {wanted[index]!r} where it has {saved[index]!r}."
+
+
+def _check_class_count(model: nn.Module, classes: Sequence[str] | None) -> None:
+    outputs = getattr(model, "num_classes", None)
+    if classes is not None and isinstance(outputs, int) and outputs not in (0, len(classes)):
+        raise CheckpointError(
+            f"Expected a name for each of the {outputs} classes of {type(model).__name__}, "
+            f"but the class list has {len(classes)}."
+        )
+
+
+def _is_channels_last(model: nn.Module) -> bool:
+    """Whether a kernel lies in memory channel by channel, which the file does not keep."""
+    return any(
+        p.dim() == 4
+        and not p.is_contiguous()
+        and p.is_contiguous(memory_format=torch.channels_last)
+        for p in model.parameters()
+    )
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

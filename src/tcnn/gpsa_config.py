@@ -1,0 +1,67 @@
+"""The options of a GPSA layer, apart from the layer so that command-line help needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPSAConfig:
+    """How a convolution is recast as gated positional self-attention (see `tcnn.layers.GPSA2d`).
+
+    Raises:
+        ValueError: an option is outside its range; the message names it.
+    """
+
+    gate: Literal["linear", "sigmoid"] = "linear"
+    """"linear": the parameter is the content share 1 - g itself, exact at the start and with a
+    live gradient. "sigmoid": g = σ(λ), as in ConViT; at g = 1 its gradient vanishes."""
+
+    gate_init: float = 1.0
+    """The gate g of every head at the start, from 0 (content alone) to 1 (the convolution)."""
+
+    positions: Literal["fixed", "learned"] = "fixed"
+    """"fixed": each head stays on its kernel tap (α = ∞), computed as a convolution. "learned":
+    finite α with trainable positions v_pos."""
+
+    locality_strength: float = 20.0
+    """α of learned positions at the start: the positional attention falls off as exp(-α‖δ - Δ‖²).
+    From 15 up the layer equals its convolution to float32 precision, and positions hardly move."""
+
+    qk_dim: int | None = None
+    """Width of one head's queries and keys; None is max(8, in_channels // heads)."""
+
+    window: int | None = None
+    """Side in pixels of the neighbourhood of the query that content keys come from; None is the
+    whole image."""
+
+    attn_drop: float = 0.0
+    """Dropout probability on the entries of the content attention, in training."""
+
+    def __post_init__(self) -> None:
+        _one_of("gate", self.gate, ("linear", "sigmoid"))
+        _one_of("positions", self.positions, ("fixed", "learned"))
+        _number("gate_init", self.gate_init, 0.0 <= self.gate_init <= 1.0, "a number from 0 to 1")
+        _number(
+            "locality_strength",
+            self.locality_strength,
+            0.0 < self.locality_strength < float("inf"),
+            "a finite number above 0 (α = ∞ is positions='fixed')",
+        )
+        _number("attn_drop", self.attn_drop, 0.0 <= self.attn_drop < 1.0, "a number in [0, 1)")
+        for name, value in (("qk_dim", self.qk_dim), ("window", self.window)):
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(
+                    f"Expected `{name}` to be None or a whole number from 1 up, but got {value!r}."
+                )
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"Expected `{name}` to be one of {allowed}, but got {value!r}.")
+
+
+def _number(name: str, value: float, holds: bool, wanted: str) -> None:
+    if not holds:
+        raise ValueError(f"Expected `{name}` to be {wanted}, but got {value!r}.")

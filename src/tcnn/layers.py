@@ -1,0 +1,364 @@
+"""`GPSA2d`: a convolution as gated positional self-attention (GPSA), one head per kernel tap."""
+
+from __future__ import annotations
+
+import copy as copying
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tcnn import convolutions, functional
+from tcnn.geometry import Geometry
+from tcnn.gpsa_config import GPSAConfig
+
+_SHUT_LOGIT = 40.0  # sigmoid(40) is exactly 1 in float64, and so in every narrower type
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """The attention of one layer on one batch, over the real pixels of its input.
+
+    Attributes:
+        position: P, (heads, Hq, Wq, H, W). A row sums to less than 1 by what falls on zero padding.
+        content: S, (B, heads, Hq, Wq, H, W), rows summing to 1.
+        gate: g, (heads,).
+    """
+
+    position: Tensor
+    content: Tensor
+    gate: Tensor
+
+    @property
+    def mixed(self) -> Tensor:
+        """A = g P + (1 - g) S, (B, heads, Hq, Wq, H, W)."""
+        gate = self.gate.view(-1, 1, 1, 1, 1)
+        return gate * self.position + (1 - gate) * self.content
+
+
+class GPSA2d(nn.Module):
+    r"""A convolution as gated positional self-attention, one head h = (a, b) per kernel tap.
+
+    .. math::
+        Y   &= \sum_h W_{:,:,a,b} \, (A_h X) + \text{bias}, \qquad A_h = g_h P_h + (1 - g_h) S_h \\
+        P_h &= \text{softmax}_{keys}(v^h_{pos} \cdot (\|δ\|^2, δ_1, δ_2)), \qquad
+        S_h = \text{softmax}_{keys}(Q_h K_h^T / \sqrt{d_k})
+
+    The query of output pixel (u, v) is anchored at input pixel (u·s, v·s); δ = key - anchor; head h
+    starts centred at Δ_h = (a·d - p, b·d - p), with v_pos = -α (1, -2Δ_1, -2Δ_2). P ranges over the
+    padded grid, S over the real pixels alone; a query anchored beyond the image reads the pixel
+    nearest to it. With every gate g = 1 and α = ∞ this is the convolution.
+
+    Takes the arguments of `torch.nn.Conv2d` and `config`, keeps the names and shapes of its
+    parameters, and maps (B, C, H, W) or (C, H, W) to the convolution's output shape.
+
+    Parameters:
+        weight, bias: the convolution's own; `weight[:, :, a, b]` is head (a, b)'s output matrix.
+        qk: W_qry and W_key, a linear map to (2, heads, d_k) channels.
+        gating_param: (heads,). Linear gate: the content share 1 - g. Sigmoid gate: λ, g = σ(λ).
+        v_pos: (heads, 3), learned positions only.
+
+    Head (a, b) has index h = a·Kw + b.
+
+    Raises:
+        ValueError: from `from_conv2d`, a convolution that cannot be recast exactly; from
+            `to_conv2d`, a layer that is no longer a convolution.
+
+    Source: d'Ascoli et al. 2021 (arXiv 2106.05795); ConViT (arXiv 2103.10697) eq. 4-7.
+    """
+
+    in_channels: int
+    out_channels: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int] | str
+    dilation: tuple[int, int]
+    groups: int
+    padding_mode: str
+    transposed: bool
+    output_padding: tuple[int, int]
+    weight: Tensor
+    bias: Tensor | None
+    config: GPSAConfig
+    _conv: Any  # the convolution it was recast from, without its parameters
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+        config: GPSAConfig | None = None,
+    ) -> None:
+        super().__init__()
+        conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,  # type: ignore[arg-type]
+            device,
+            dtype,
+        )
+        self._take_over(conv, config or GPSAConfig())
+
+    @classmethod
+    def from_conv2d(
+        cls, conv: nn.Conv2d, config: GPSAConfig | None = None, *, copy: bool = True
+    ) -> GPSA2d:
+        """The layer that computes what `conv` computes.
+
+        Args:
+            conv: an `nn.Conv2d`, or one of timm's subclasses (same padding, standardised weights).
+            config: options of the layer.
+            copy: False hands over the parameters and hooks of `conv` themselves.
+        """
+        if not isinstance(conv, nn.Conv2d):
+            raise ValueError(f"Expected `conv` to be an nn.Conv2d, but got {type(conv).__name__}.")
+        layer = cls.__new__(cls)
+        nn.Module.__init__(layer)
+        layer._take_over(copying.deepcopy(conv) if copy else conv, config or GPSAConfig())
+        return layer
+
+    def _take_over(self, conv: nn.Conv2d, config: GPSAConfig) -> None:
+        reason = convolutions.refusal(conv)
+        if reason is not None:
+            raise ValueError(f"This convolution cannot be recast: {reason}.")
+        self.config = config
+        self.__dict__["_conv"] = convolutions.bare(conv, conv)  # not a submodule
+        for name in (*nn.Conv2d.__constants__, "transposed", "output_padding"):
+            if hasattr(conv, name):
+                setattr(self, name, getattr(conv, name))
+        self._geometry = Geometry(
+            self.kernel_size,
+            self.stride,
+            self.dilation,
+            self.padding,
+            convolutions.is_dynamic_same(conv),
+        )
+        self._standardized = convolutions.is_standardized(conv)
+
+        reference = next(conv.parameters())
+        device, dtype = reference.device, reference.dtype
+        width = config.qk_dim or max(8, self.in_channels // self.heads)
+        self.qk = nn.Linear(self.in_channels, 2 * self.heads * width, False, device, dtype)
+        nn.init.trunc_normal_(self.qk.weight, std=0.02)  # as the projections of ViT and ConViT
+        gate = torch.full((self.heads,), config.gate_init, dtype=torch.float64)
+        gating = (
+            1 - gate if config.gate == "linear" else gate.logit().clamp(-_SHUT_LOGIT, _SHUT_LOGIT)
+        )
+        self.gating_param = nn.Parameter(gating.to(device, dtype))
+        if config.positions == "learned":
+            rows, columns = self._geometry.centres(torch.device("cpu"))
+            v_pos = torch.stack([-torch.ones_like(rows), 2 * rows, 2 * columns], dim=1)
+            self.v_pos = nn.Parameter((config.locality_strength * v_pos).to(device, dtype))
+        convolutions.move_state(conv, self, ("weight", "bias", "gain"))
+        self.train(conv.training)
+
+    def to_conv2d(self, *, copy: bool = True) -> nn.Conv2d:
+        """The convolution that computes what this layer computes, of the class it was recast from.
+
+        Args:
+            copy: False hands over the parameters and hooks of this layer themselves.
+        """
+        reason = self.not_a_convolution()
+        if reason is not None:
+            raise ValueError(f"This layer is not a convolution: {reason}.")
+        conv = convolutions.bare(self, self._conv)
+        source = copying.deepcopy(self) if copy else self
+        convolutions.move_state(source, conv, ("weight", "bias", "gain"))
+        return conv
+
+    def not_a_convolution(self) -> str | None:
+        """Why the layer is not exactly a convolution any more; None where it is.
+
+        Learned positions count as exact while every head keeps all but a rounding error of its
+        attention on its own tap.
+        """
+        share = self.content_share.detach()
+        open_heads = int(share.count_nonzero())
+        if open_heads:
+            return (
+                f"{open_heads} of {self.heads} heads attend to content "
+                f"(largest content share {share.abs().max().item():.3g})"
+            )
+        if self.config.positions == "learned":
+            v_pos = self.v_pos.detach().double().cpu()
+            for axis, centres in ((1, 0), (2, 1)):
+                offsets = torch.arange(-64.0, 65.0, dtype=torch.float64)
+                centre = self._geometry.centres(torch.device("cpu"))[centres].double()
+                shifted = offsets + centre[:, None]
+                logits = v_pos[:, :1] * shifted**2 + v_pos[:, axis : axis + 1] * shifted
+                stray = 1 - logits.softmax(dim=1)[:, 64]
+                if stray.max() > torch.finfo(self.v_pos.dtype).eps:
+                    return (
+                        f"learned positions spread up to {stray.max().item():.2g} of a head's "
+                        "attention beyond its kernel tap"
+                    )
+        return None
+
+    @property
+    def heads(self) -> int:
+        """Number of heads: one per kernel tap."""
+        return self._geometry.heads
+
+    @property
+    def gate(self) -> Tensor:
+        """g_h, the share of the positional attention, (heads,): 1 is the convolution."""
+        return self._gate_and_share()[0]
+
+    @property
+    def content_share(self) -> Tensor:
+        """1 - g_h, the share of the content attention, (heads,)."""
+        return self._gate_and_share()[1]
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 3:
+            return self.forward(input[None])[0]
+        x = input
+        kernel = self._kernel()
+        gate, share = self._gate_and_share()
+        heads = self._heads_with_content(share)
+        if self.config.positions == "learned":
+            y = self._attend_position(x, kernel, gate)
+        elif heads is None:
+            return self._convolve(x, kernel)
+        else:
+            y = self._convolve(x, kernel * gate.view(self.kernel_size))
+        if heads is not None:
+            y = y + self._attend_content(x, kernel, share, heads)
+        return y
+
+    @torch.no_grad()
+    def attention(self, x: Tensor) -> AttentionMaps:
+        """The layer's attention on a batch (B, C, H, W), as dense maps to look at."""
+        size = (x.shape[-2], x.shape[-1])
+        rows, columns = self._position_factors(size)
+        content = self._content(x, slice(None))
+        return AttentionMaps(
+            position=rows[:, :, None, :, None] * columns[:, None, :, None, :],
+            content=content.view(len(x), self.heads, *self._geometry.grid(size), *size),
+            gate=self.gate.detach(),
+        )
+
+    def extra_repr(self) -> str:
+        changed = [
+            f"{name}={getattr(self.config, name)!r}"
+            for name in type(self.config).__dataclass_fields__
+            if getattr(self.config, name) != getattr(GPSAConfig(), name)
+        ]
+        plain: Any = nn.Conv2d.extra_repr
+        return ", ".join([plain(self), f"heads={self.heads}", *changed])
+
+    # The convolution's own terms
+
+    def _kernel(self) -> Tensor:
+        """W as the convolution applies it, (out_channels, in_channels / groups, Kh, Kw)."""
+        if not self._standardized:
+            return self.weight
+        gain = getattr(self, "gain", None)
+        scale = None if gain is None else (gain * self._conv.scale).view(-1)
+        return convolutions.standardized(self.weight, scale, self._conv.eps)
+
+    def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
+        padding = self.padding
+        if self._geometry.dynamic_same or self.padding_mode != "zeros":
+            (top, bottom), (left, right) = self._geometry.pads((x.shape[-2], x.shape[-1]))
+            mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+            x = F.pad(x, (left, right, top, bottom), mode=mode)
+            padding = (0, 0)
+        return F.conv2d(x, kernel, self.bias, self.stride, padding, self.dilation, self.groups)
+
+    # The gate
+
+    def _gate_and_share(self) -> tuple[Tensor, Tensor]:
+        """(g, 1 - g), each (heads,)."""
+        if self.config.gate == "linear":
+            return 1 - self.gating_param, self.gating_param
+        gate = self.gating_param.sigmoid()
+        return gate, 1 - gate
+
+    def _heads_with_content(self, share: Tensor) -> slice | list[int] | None:
+        """Heads whose content term must be computed: None for none, a slice for all.
+
+        A shut head adds nothing, but the gradient of a trainable gate, ⟨∂L/∂A, S - P⟩, needs S.
+        """
+        trained = torch.is_grad_enabled() and self.gating_param.requires_grad
+        if trained or share.is_meta or torch.compiler.is_compiling():
+            return slice(None)
+        open_heads: list[int] = share.detach().nonzero().flatten().tolist()
+        if len(open_heads) == self.heads:
+            return slice(None)
+        return open_heads or None
+
+    # Position
+
+    def _position_factors(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """R_h and C_h over the real pixels of an image (H, W): (heads, Hq, H), (heads, Wq, W)."""
+        device = self.gating_param.device
+        anchors, centres = self._geometry.anchors(size, device), self._geometry.centres(device)
+        factors = []
+        for axis, pads in enumerate(self._geometry.pads(size)):
+            offsets = functional.axis_offsets(anchors[axis], -pads[0], size[axis] + sum(pads))
+            if self.config.positions == "learned":
+                v_pos = self.v_pos.to(torch.promote_types(self.v_pos.dtype, torch.float32))
+                factor = functional.axis_softmax(
+                    offsets.to(v_pos.dtype), v_pos[:, 0], v_pos[:, 1 + axis]
+                )
+            else:
+                factor = functional.axis_one_hot(offsets, centres[axis]).float()
+            factors.append(functional.fold_padding(factor, *pads, self.padding_mode))
+        return factors[0], factors[1]
+
+    def _attend_position(self, x: Tensor, kernel: Tensor, gate: Tensor) -> Tensor:
+        rows, columns = self._position_factors((x.shape[-2], x.shape[-1]))
+        attended = functional.positional_attend(x, rows.to(x.dtype), columns.to(x.dtype))
+        y = functional.output_matrix(attended, kernel.flatten(2) * gate, self.groups)
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype).view(-1, 1, 1)
+        layout = torch.channels_last
+        return y.contiguous(memory_format=layout) if x.is_contiguous(memory_format=layout) else y
+
+    # Content
+
+    def _attend_content(
+        self, x: Tensor, kernel: Tensor, share: Tensor, heads: slice | list[int]
+    ) -> Tensor:
+        attention = F.dropout(self._content(x, heads), self.config.attn_drop, self.training)
+        attended = functional.content_attend(x, attention)
+        grid = self._geometry.grid((x.shape[-2], x.shape[-1]))
+        matrix = (kernel.flatten(2) * share)[..., heads]
+        return functional.output_matrix(
+            attended.reshape(*attended.shape[:3], *grid), matrix, self.groups
+        )
+
+    def _content(self, x: Tensor, heads: slice | list[int]) -> Tensor:
+        """S of the given heads, (B, heads, Hq·Wq, H·W)."""
+        height, width = x.shape[-2:]
+        rows, columns = self._geometry.anchors((height, width), x.device)
+        rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+        at_queries = x.index_select(2, rows.long()).index_select(3, columns.long())
+        w_qry, w_key = self.qk.weight.view(2, self.heads, -1, self.in_channels)[:, heads]
+        queries = functional.project_heads(at_queries, w_qry)
+        keys = functional.project_heads(x, w_key)
+        outside = None
+        if self.config.window is not None:
+            outside = functional.window_mask(
+                functional.axis_offsets(rows, 0, height),
+                functional.axis_offsets(columns, 0, width),
+                self.config.window,
+            )
+        return functional.content_attention(queries, keys, outside)

@@ -1,0 +1,382 @@
+"""Which convolutions of a network to recast: targets → plan, with a reason for each left out."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from tcnn import convolutions
+from tcnn.gpsa_config import GPSAConfig
+from tcnn.layers import GPSA2d
+from tcnn.tables import text_table
+
+Targets = str | Sequence[str] | Callable[[str, nn.Conv2d], bool] | None
+Size = tuple[int, int]
+
+_MOST_TAPS = 49  # the largest kernel (7×7) that is recast without being asked for by name
+
+
+class RecastError(ValueError):
+    """A network, or a named convolution of it, cannot be recast; the message says why."""
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """What is to become of one convolution.
+
+    Attributes:
+        name: name of the module in the network; "" is the network itself.
+        kind: its class.
+        grid: output grid (Hq, Wq), the largest if it is called more than once; None if never.
+        status: "recast", "skipped" (not chosen), or "refused" (chosen, but cannot be exact).
+        reason: why it is skipped or refused.
+        heads: heads of the recast layer, 0 where it is not recast.
+        parameters: parameters added by recasting it.
+        flops: operations added per image with every gate open (a multiply-add counts as 2).
+    """
+
+    name: str
+    kind: str
+    kernel_size: Size
+    stride: Size
+    groups: int
+    grid: Size | None
+    status: Literal["recast", "skipped", "refused"]
+    reason: str = ""
+    heads: int = 0
+    parameters: int = 0
+    flops: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One row per `nn.Conv2d` of a network, for inputs of `input_size` (C, H, W)."""
+
+    rows: tuple[PlanRow, ...]
+    input_size: tuple[int, int, int]
+    network_parameters: int
+
+    @property
+    def taken(self) -> tuple[PlanRow, ...]:
+        """The rows that are recast."""
+        return tuple(row for row in self.rows if row.status == "recast")
+
+    @property
+    def refused(self) -> tuple[PlanRow, ...]:
+        """The rows that were chosen but cannot be recast exactly."""
+        return tuple(row for row in self.rows if row.status == "refused")
+
+    def __iter__(self) -> Iterator[PlanRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def table(self) -> str:
+        """The rows as aligned text, and their totals."""
+        cells = [
+            (
+                row.name or "(the network itself)",
+                row.kind.rpartition(".")[2],
+                _by(row.kernel_size),
+                _by(row.stride),
+                row.groups,
+                row.grid and _by(row.grid),
+                row.status,
+                row.heads or None,
+                row.parameters or None,
+                row.flops / 1e6 if row.flops else None,
+                row.reason,
+            )
+            for row in self.rows
+        ]
+        headers = ("layer", "class", "kernel", "stride", "groups", "grid", "status", "heads")
+        taken = self.taken
+        added = sum(row.parameters for row in taken)
+        return "\n".join(
+            [
+                text_table((*headers, "+params", "+MFLOPs", "why"), cells),
+                "",
+                f"{len(taken)} of {len(self.rows)} convolutions are recast at input "
+                f"{'×'.join(map(str, self.input_size))}: {added:,} parameters on top of "
+                f"{self.network_parameters:,} ({added / max(1, self.network_parameters):+.1%}),",
+                f"{sum(row.flops for row in taken) / 1e6:,.0f} MFLOPs per image with every gate "
+                "open; a head whose gate is shut costs nothing at inference.",
+            ]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        return asdict(self)
+
+
+def plan(
+    cnn: nn.Module,
+    targets: Targets = None,
+    config: GPSAConfig | None = None,
+    input_size: tuple[int, int, int] | None = None,
+) -> Plan:
+    """Say what `recast` with the same arguments would do, and change nothing.
+
+    The network is run once on an empty image to learn which convolutions it calls, and on which
+    grids.
+
+    Args:
+        cnn: the network.
+        targets: which convolutions: a glob or a list of globs over module names, or a predicate
+            `(name, conv) -> bool`. None is the paper's choice, for any network: every convolution
+            with kernel area > 1 on the coarsest output grid (larger than 1×1), but for patchify
+            convolutions (kernel = stride) and kernels of more than 49 taps.
+        config: options of the recast layers.
+        input_size: (C, H, W); None is the network's own (timm's `pretrained_cfg`), or 3×224×224.
+
+    Raises:
+        RecastError: the network is wrapped or compiled, does not run at `input_size`, or a glob
+            matches none of its convolutions.
+    """
+    refuse_wrapped(cnn)
+    config = config or GPSAConfig()
+    size = input_size or _own_input_size(cnn)
+    names = _names(cnn)
+    if not names:
+        raise RecastError(
+            f"Expected a network with convolutions, but {type(cnn).__name__} holds no nn.Conv2d"
+            + (
+                " (they are recast already)."
+                if any(isinstance(m, GPSA2d) for m in cnn.modules())
+                else ": there is nothing to recast."
+            )
+        )
+    calls = _trace(cnn, size)
+    choice = _choose(names, targets, calls)
+    rows = []
+    for conv, (name, *_) in names.items():
+        grids = calls.get(conv, [])
+        reason = choice[conv]
+        refusal = None if reason else convolutions.refusal(conv)
+        added = (0, 0) if reason or refusal else _cost(conv, config, grids)
+        rows.append(
+            PlanRow(
+                name=name,
+                kind=convolutions.type_name(conv),
+                kernel_size=_pair(conv.kernel_size),
+                stride=_pair(conv.stride),
+                groups=conv.groups,
+                grid=max((out for _, out in grids), key=_area, default=None),
+                status="skipped" if reason else "refused" if refusal else "recast",
+                reason=reason or refusal or "",
+                heads=0 if reason or refusal else _area(_pair(conv.kernel_size)),
+                parameters=added[0],
+                flops=added[1],
+            )
+        )
+    parameters = sum(p.numel() for p in cnn.parameters() if not nn.parameter.is_lazy(p))
+    return Plan(tuple(rows), size, parameters)
+
+
+# Choosing
+
+
+def _choose(
+    names: dict[nn.Conv2d, list[str]],
+    targets: Targets,
+    calls: dict[nn.Module, list[tuple[Size, Size]]],
+) -> dict[nn.Conv2d, str]:
+    """Why each convolution is left out; an empty reason takes it."""
+    if targets is None:
+        return _coarsest(names, calls)
+    if callable(targets):
+        chosen = {conv for conv, (name, *_) in names.items() if targets(name, conv)}
+    else:
+        chosen = set()
+        for pattern in [targets] if isinstance(targets, str) else targets:
+            matched = {
+                c for c, ns in names.items() if any(fnmatch.fnmatchcase(n, pattern) for n in ns)
+            }
+            if not matched:
+                every = [n for ns in names.values() for n in ns]
+                raise RecastError(
+                    f"targets={pattern!r} matched none of {len(names)} Conv2d; "
+                    f"nearest: {_nearest(pattern, every) or 'the network itself, by the glob *'}"
+                )
+            chosen |= matched
+    return {
+        conv: "not among the targets"
+        if conv not in chosen
+        else ""
+        if conv in calls
+        else "never called at this input: unused, or another module reads its weights"
+        for conv in names
+    }
+
+
+def _nearest(pattern: str, names: list[str]) -> str:
+    """The name whose start is most like a glob's fixed start, by likeness, then by letter."""
+    start = re.split(r"[*?\[]", pattern, maxsplit=1)[0] or pattern
+
+    def distance(name: str) -> tuple[float, int]:
+        head = name[: len(start)]
+        likeness = difflib.SequenceMatcher(None, start, head).ratio()
+        return -likeness, sum(abs(ord(a) - ord(b)) for a, b in zip(start, head, strict=False))
+
+    return min(names, key=distance)
+
+
+def _coarsest(
+    names: dict[nn.Conv2d, list[str]], calls: dict[nn.Module, list[tuple[Size, Size]]]
+) -> dict[nn.Conv2d, str]:
+    """The default targets, as reasons for leaving the others out."""
+    # Layers that are recast already count for the coarsest grid, or a second recast would move up
+    # to the next stage.
+    grids = {
+        module: max((out for _, out in sizes), key=_area)
+        for module, sizes in calls.items()
+        if isinstance(module, nn.Conv2d | GPSA2d) and not _unfit(module)
+    }
+    coarsest = min((g for g in grids.values() if _area(g) > 1), key=_area, default=None)
+    reasons = {}
+    for conv in names:
+        if conv not in calls:
+            reason = "never called at this input: unused, or another module reads its weights"
+        elif unfit := _unfit(conv):
+            reason = unfit
+        elif _area(grids[conv]) == 1:
+            reason = "its grid is a single pixel"
+        elif coarsest is not None and _area(grids[conv]) > _area(coarsest):
+            reason = f"its grid is finer than the coarsest, {_by(coarsest)}"
+        else:
+            reason = ""
+        reasons[conv] = reason
+    return reasons
+
+
+def _unfit(conv: nn.Conv2d | GPSA2d) -> str:
+    """Why a convolution is never a default target."""
+    kernel = _pair(conv.kernel_size)
+    if _area(kernel) == 1:
+        return "its kernel is 1×1"
+    if kernel == _pair(conv.stride):
+        return "patchify: its kernel is its stride"
+    if _area(kernel) > _MOST_TAPS:
+        return f"its kernel has {_area(kernel)} taps, more than {_MOST_TAPS}"
+    return ""
+
+
+def _cost(conv: nn.Conv2d, config: GPSAConfig, calls: list[tuple[Size, Size]]) -> tuple[int, int]:
+    """Parameters and operations that recasting a convolution adds, summed over its calls."""
+    heads, channels = _area(_pair(conv.kernel_size)), conv.in_channels
+    learned = config.positions == "learned"
+    width = heads * (config.qk_dim or max(8, channels // heads))
+    parameters = 2 * channels * width + heads + (3 * heads if learned else 0)
+    flops = 0
+    for inputs, outputs in calls:
+        keys, queries = _area(inputs), _area(outputs)
+        output = heads * queries * channels // conv.groups * conv.out_channels
+        flops += 2 * (
+            channels * width * (queries + keys) + queries * keys * (width + heads * channels)
+        )
+        flops += 2 * output
+        if learned:  # the per-axis factors; the convolution itself becomes the output matrix
+            flops += 2 * heads * channels * outputs[0] * inputs[1] * (inputs[0] + outputs[1])
+    return parameters, flops
+
+
+# Looking at a network
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise a `RecastError` for a network whose modules cannot be replaced, or not from here."""
+    for name, module in model.named_modules():
+        where = f"{name or 'the network'} is "
+        if isinstance(module, torch.jit.ScriptModule):
+            raise RecastError(
+                f"{where}a TorchScript module: recast the Python model, then script it."
+            )
+        if (
+            isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
+            or type(module).__name__ == "FullyShardedDataParallel"
+        ):
+            raise RecastError(
+                f"{where}wrapped in {type(module).__name__}: recast its `.module`, then wrap that."
+            )
+        if hasattr(module, "_orig_mod"):
+            raise RecastError(
+                f"{where}compiled: recast its `._orig_mod`, then torch.compile the hybrid."
+            )
+
+
+def _names(model: nn.Module) -> dict[nn.Conv2d, list[str]]:
+    """Every convolution with all the names that it goes by, in the network's order."""
+    names: dict[nn.Conv2d, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Conv2d):
+            names.setdefault(module, []).append(name)
+    return names
+
+
+def _own_input_size(model: nn.Module) -> tuple[int, int, int]:
+    settings = getattr(model, "pretrained_cfg", None) or {}
+    size = (
+        settings.get("input_size", (3, 224, 224)) if isinstance(settings, dict) else (3, 224, 224)
+    )
+    return (int(size[0]), int(size[1]), int(size[2]))
+
+
+def _trace(
+    model: nn.Module, input_size: tuple[int, int, int]
+) -> dict[nn.Module, list[tuple[Size, Size]]]:
+    """Input and output size of each call of each convolution, for one empty image, in eval mode."""
+    calls: dict[nn.Module, list[tuple[Size, Size]]] = {}
+
+    def record(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> None:
+        x = args[0] if args else kwargs["input"]
+        sizes = ((x.shape[-2], x.shape[-1]), (output.shape[-2], output.shape[-1]))
+        calls.setdefault(module, []).append(sizes)
+
+    modules = list(model.modules())
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    modes = [module.training for module in modules]
+    handles = [
+        module.register_forward_hook(record, with_kwargs=True)
+        for module in modules
+        if isinstance(module, nn.Conv2d | GPSA2d)
+    ]
+    try:
+        for module in modules:
+            module.training = False  # not .eval(): a network may override it, with side effects
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model(torch.zeros(1, *input_size, dtype=parameter.dtype, device=parameter.device))
+    except Exception as error:
+        summary = str(error).strip().partition("\n")[0]
+        raise RecastError(
+            f"Expected a network that runs on an image of {'×'.join(map(str, input_size))}, but "
+            f"{type(model).__name__} raised {type(error).__name__}: {summary} "
+            "(give the size it takes with input_size=)"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+    return calls
+
+
+def _pair(size: Any) -> Size:
+    return (int(size[0]), int(size[1]))
+
+
+def _area(size: Size) -> int:
+    return size[0] * size[1]
+
+
+def _by(size: Size) -> str:
+    return f"{size[0]}×{size[1]}"
