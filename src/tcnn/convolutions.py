@@ -6,6 +6,7 @@ function of its parameters alone. Everything else is refused by name, with the r
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,11 +126,11 @@ def bare(module: nn.Module, conv: nn.Conv2d) -> nn.Conv2d:
     Neither parameters nor hooks: see `move_state`.
     """
     cls: Any = parametrize.type_before_parametrizations(conv)
-    copy: nn.Conv2d = cls.__new__(cls)
-    nn.Module.__init__(copy)
-    own = copy.__dict__.keys()
-    copy.__dict__.update({k: v for k, v in conv.__dict__.items() if k not in own})
-    return copy.train(module.training)
+    twin: nn.Conv2d = cls.__new__(cls)
+    nn.Module.__init__(twin)
+    own = twin.__dict__.keys()
+    twin.__dict__.update({k: v for k, v in conv.__dict__.items() if k not in own})
+    return twin.train(module.training)
 
 
 def move_state(source: nn.Module, target: nn.Module, names: tuple[str, ...]) -> None:
@@ -157,7 +158,7 @@ def move_state(source: nn.Module, target: nn.Module, names: tuple[str, ...]) -> 
             or name.startswith("_forward_")
             or name == "_is_full_backward_hook"
         ):
-            target.__dict__[name] = value
+            target.__dict__[name] = copy(value)  # hooks added later are the target's alone
 
 
 def standardized(weight: Tensor, scale: Tensor | None, eps: float) -> Tensor:

@@ -130,7 +130,7 @@ def project_heads(x: Tensor, weight: Tensor) -> Tensor:
         (B, heads, H·W, d_k).
     """
     projected = F.conv2d(x, weight.flatten(0, 1)[..., None, None])
-    return projected.view(len(x), *weight.shape[:2], -1).mT
+    return projected.view(len(x), *weight.shape[:2], x.shape[2] * x.shape[3]).mT
 
 
 def content_attention(queries: Tensor, keys: Tensor, outside: Tensor | None = None) -> Tensor:
@@ -162,7 +162,7 @@ def content_attend(x: Tensor, attention: Tensor) -> Tensor:
     """
     pixels = x.flatten(2).transpose(1, 2)
     attended = torch.bmm(attention.flatten(1, 2), pixels)
-    return attended.view(*attention.shape[:3], -1).permute(0, 3, 1, 2)
+    return attended.view(*attention.shape[:3], x.shape[1]).permute(0, 3, 1, 2)
 
 
 def output_matrix(attended: Tensor, kernel: Tensor, groups: int) -> Tensor:

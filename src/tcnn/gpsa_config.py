@@ -51,7 +51,8 @@ class GPSAConfig:
         )
         _number("attn_drop", self.attn_drop, 0.0 <= self.attn_drop < 1.0, "a number in [0, 1)")
         for name, value in (("qk_dim", self.qk_dim), ("window", self.window)):
-            if value is not None and (not isinstance(value, int) or value < 1):
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            if value is not None and (not whole or value < 1):
                 raise ValueError(
                     f"Expected `{name}` to be None or a whole number from 1 up, but got {value!r}."
                 )

@@ -309,17 +309,16 @@ class GPSA2d(nn.Module):
     def _position_factors(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """R_h and C_h over the real pixels of an image (H, W): (heads, Hq, H), (heads, Wq, W)."""
         device = self.gating_param.device
+        dtype = torch.promote_types(self.gating_param.dtype, torch.float32)
         anchors, centres = self._geometry.anchors(size, device), self._geometry.centres(device)
         factors = []
         for axis, pads in enumerate(self._geometry.pads(size)):
             offsets = functional.axis_offsets(anchors[axis], -pads[0], size[axis] + sum(pads))
             if self.config.positions == "learned":
-                v_pos = self.v_pos.to(torch.promote_types(self.v_pos.dtype, torch.float32))
-                factor = functional.axis_softmax(
-                    offsets.to(v_pos.dtype), v_pos[:, 0], v_pos[:, 1 + axis]
-                )
+                v_pos = self.v_pos.to(dtype)
+                factor = functional.axis_softmax(offsets.to(dtype), v_pos[:, 0], v_pos[:, 1 + axis])
             else:
-                factor = functional.axis_one_hot(offsets, centres[axis]).float()
+                factor = functional.axis_one_hot(offsets, centres[axis]).to(dtype)
             factors.append(functional.fold_padding(factor, *pads, self.padding_mode))
         return factors[0], factors[1]
 

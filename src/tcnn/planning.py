@@ -177,7 +177,7 @@ def plan(
                 flops=added[1],
             )
         )
-    parameters = sum(p.numel() for p in cnn.parameters() if not nn.parameter.is_lazy(p))
+    parameters = sum(p.numel() for p in cnn.parameters())
     return Plan(tuple(rows), size, parameters)
 
 
@@ -295,6 +295,8 @@ def refuse_wrapped(model: nn.Module) -> None:
     """Raise a `RecastError` for a network whose modules cannot be replaced, or not from here."""
     for name, module in model.named_modules():
         where = f"{name or 'the network'} is "
+        if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+            raise RecastError(f"{where}not initialised yet: run one batch through it first.")
         if isinstance(module, torch.jit.ScriptModule):
             raise RecastError(
                 f"{where}a TorchScript module: recast the Python model, then script it."
@@ -343,7 +345,8 @@ def _trace(
         calls.setdefault(module, []).append(sizes)
 
     modules = list(model.modules())
-    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    numbers = (p for p in model.parameters() if p.is_floating_point() or p.is_complex())
+    parameter = next(numbers, torch.empty(0))
     modes = [module.training for module in modules]
     handles = [
         module.register_forward_hook(record, with_kwargs=True)

@@ -1,0 +1,185 @@
+"""Saving and loading: bitwise round trips, and folders that must be refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tcnn
+import torch
+from nets import TwoStage
+from tcnn.checkpoint import CheckpointError
+from torch import Tensor, nn
+
+NAME = "tcnn.networks:cifar_resnet"
+SETTINGS = {"depth": 8, "widths": [4, 8, 8], "num_classes": 3}
+SIZE = (3, 16, 16)
+CLASSES = ["ant", "bee", "côte d'azur"]
+
+
+def hybrid(config: tcnn.GPSAConfig | None = None) -> nn.Module:
+    torch.manual_seed(0)
+    model = tcnn.recast(tcnn.load_model(NAME, **SETTINGS), None, config, SIZE)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("gating_param"):
+                parameter.uniform_(-0.5, 0.5)
+    return model
+
+
+def same(a: nn.Module, b: nn.Module, x: Tensor) -> bool:
+    with torch.no_grad():
+        return torch.equal(a(x), b(x))
+
+
+@pytest.mark.parametrize("positions", ["fixed", "learned"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_round_trip_is_bitwise(
+    positions: str, dtype: torch.dtype, layout: torch.memory_format, tmp_path: Path
+) -> None:
+    config = tcnn.GPSAConfig(positions=positions, window=5)  # type: ignore[arg-type]
+    model = hybrid(config).to(dtype).to(memory_format=layout)
+    tcnn.save(model, tmp_path, classes=CLASSES)
+    again = tcnn.load(tmp_path, classes=CLASSES)
+    x = torch.randn(2, *SIZE).to(dtype).to(memory_format=layout)
+    assert same(model, again, x)
+    assert {k: v.dtype for k, v in again.state_dict().items()} == {
+        k: v.dtype for k, v in model.state_dict().items()
+    }
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "tcnn.json"]
+    assert again.get_submodule("layer3.0.conv1").config == config
+    tcnn.save(again, tmp_path / "second")  # the class list comes along
+    assert json.loads((tmp_path / "second/tcnn.json").read_text())["classes"] == CLASSES
+
+
+def test_a_saved_folder_is_a_model_name(tmp_path: Path) -> None:
+    model = hybrid()
+    tcnn.save(model, tmp_path)
+    assert same(model, tcnn.load_model(str(tmp_path)), torch.randn(2, *SIZE))
+
+
+def test_restored_and_plain_networks_save_too(tmp_path: Path) -> None:
+    cnn = tcnn.restore(tcnn.recast(tcnn.load_model(NAME, **SETTINGS), input_size=SIZE))
+    tcnn.save(cnn, tmp_path)
+    assert same(cnn, tcnn.load(tmp_path), torch.randn(2, *SIZE))
+
+
+def test_networks_of_the_users_own_are_passed_in(tmp_path: Path) -> None:
+    model = tcnn.recast(TwoStage().eval(), input_size=SIZE)
+    tcnn.save(model, tmp_path)
+    with pytest.raises(CheckpointError, match="pass the network with cnn="):
+        tcnn.load(tmp_path)
+    other = TwoStage()
+    before = other.stem.weight.clone()
+    assert same(model, tcnn.load(tmp_path, cnn=other), torch.randn(2, *SIZE))
+    assert torch.equal(other.stem.weight, before)
+
+
+def test_tied_weights_round_trip(tmp_path: Path) -> None:
+    from nets import Tied
+
+    model = tcnn.recast(Tied().eval(), "*", input_size=SIZE)
+    tcnn.save(model, tmp_path)
+    again = tcnn.load(tmp_path, cnn=Tied())
+    assert again.one.weight is again.two.weight
+    assert same(model, again, torch.randn(2, *SIZE))
+
+
+def test_loading_never_runs_what_the_folder_names(tmp_path: Path) -> None:
+    tcnn.save(hybrid(), tmp_path)
+    _edit(tmp_path, lambda s: s["model"].update(name="os:getcwd"))
+    with pytest.raises(CheckpointError, match="would run code that the folder chose"):
+        tcnn.load(tmp_path)
+
+
+def _edit(folder: Path, change: Callable[[dict], object]) -> None:  # type: ignore[type-arg]
+    file = folder / "tcnn.json"
+    settings = json.loads(file.read_text())
+    change(settings)
+    file.write_text(json.dumps(settings))
+
+
+def _cut(name: str, keep: float) -> Callable[[Path], object]:
+    def cut(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: int(len(content) * keep)])
+
+    return cut
+
+
+def _flip_a_bit(folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-100] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+
+def _only_a_pickle(folder: Path) -> None:
+    for file in list(folder.iterdir()):
+        file.unlink()
+    (folder / "model.pt").write_bytes(pickle.dumps({"a": 1}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_cut("model.safetensors", 0.5), "missing or damaged"),
+        (_cut("model.safetensors", 0), "missing or damaged"),
+        (_cut("tcnn.json", 0.5), "damaged"),
+        (_flip_a_bit, "has changed since"),
+        (lambda f: (f / "model.safetensors").unlink(), "missing or damaged"),
+        (lambda f: (f / "tcnn.json").unlink(), "it is missing"),
+        (_only_a_pickle, "model.pt is a pickle, which is refused"),
+        (lambda f: _edit(f, lambda s: s.update(format=99)), "Expected format 1 .* but got 99"),
+        (lambda f: (f / "tcnn.json").write_text("[1]"), "Expected format 1"),
+        (lambda f: _edit(f, lambda s: s.update(layers=[])), "as tcnn writes"),
+        (lambda f: _edit(f, lambda s: s["layers"].update(nowhere={})), "nothing of that name"),
+        (lambda f: _edit(f, lambda s: s["layers"].pop("layer3.0.conv1")), "to fit CifarResNet"),
+        (lambda f: _edit(f, lambda s: s["layers"]["layer3.0.conv1"].update(gate="x")), "gate"),
+        (lambda f: _edit(f, lambda s: s["layers"]["layer3.0.conv1"].update(y=1)), "'y'"),
+        (lambda f: _edit(f, lambda s: s["model"].update(name="timm:nonesuch")), "nonesuch"),
+        (lambda f: _edit(f, lambda s: s["model"]["settings"].update(depth=14)), "to fit"),
+        (lambda f: _edit(f, lambda s: s.update(classes=["a"])), "class"),
+    ],
+)  # fmt: skip
+def test_damage_is_told_in_one_line(
+    damage: Callable[[Path], object], said: str, tmp_path: Path
+) -> None:
+    tcnn.save(hybrid(), tmp_path, classes=CLASSES)
+    damage(tmp_path)
+    with pytest.raises(CheckpointError, match=said) as error:
+        tcnn.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_wrong_class_lists(tmp_path: Path) -> None:
+    model = hybrid()
+    with pytest.raises(CheckpointError, match="each of the 3 classes .* the class list has 2"):
+        tcnn.save(model, tmp_path, classes=CLASSES[:2])
+    tcnn.save(model, tmp_path)
+    with pytest.raises(CheckpointError, match="saved without a class list"):
+        tcnn.load(tmp_path, classes=CLASSES)
+    tcnn.save(model, tmp_path, classes=CLASSES)
+    with pytest.raises(CheckpointError, match="class 0 is 'bee' where it has 'ant'"):
+        tcnn.load(tmp_path, classes=["bee", "ant", CLASSES[2]])
+    with pytest.raises(CheckpointError, match="got 2 classes where it has 3"):
+        tcnn.load(tmp_path, classes=CLASSES[:2])
+
+
+def test_unwritable_folder_keeps_what_was_there(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    with pytest.raises(CheckpointError, match="Expected to write to the folder"):
+        tcnn.save(hybrid(), file)
+    assert file.read_text() == "mine"
+    model = hybrid()
+    tcnn.save(model, tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    broken = hybrid()
+    broken._tcnn_origin.settings["oops"] = object()
+    with pytest.raises(CheckpointError, match="plain data"):
+        tcnn.save(broken, tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

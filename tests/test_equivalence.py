@@ -1,0 +1,113 @@
+"""The equivalence report: what it measures, and that it can say no."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+
+import pytest
+import tcnn
+import torch
+from nets import TwoStage, lively
+from torch import Tensor, nn
+
+SIZE = (3, 16, 16)
+
+
+def pair() -> tuple[nn.Module, nn.Module, Tensor]:
+    cnn = lively(TwoStage()).eval()
+    images = torch.randn(4, *SIZE, generator=torch.Generator().manual_seed(0))
+    return cnn, tcnn.recast(cnn, input_size=SIZE), images
+
+
+def test_errors_are_those_of_a_loop() -> None:
+    cnn, hybrid, images = pair()
+    with torch.no_grad():
+        hybrid.deep.gating_param[2] = 0.3
+    report = tcnn.check_equivalence(cnn, hybrid, images)
+    with torch.no_grad():
+        a, b = cnn(images).double().tolist(), hybrid(images).double().tolist()
+    worst = max(abs(x - y) for row, other in zip(a, b) for x, y in zip(row, other))
+    largest = max(abs(x) for row in a for x in row)
+    agree = sum(r.index(max(r)) == o.index(max(o)) for r, o in zip(a, b)) / 4
+    assert report.max_abs_error == worst > 0
+    assert report.max_rel_error == worst / largest
+    assert report.top1_agreement == agree
+    assert [layer.name for layer in report.layers] == ["down", "deep"]
+    assert report.layers[0].max_abs_error == 0 < report.layers[1].max_abs_error
+    assert not report.ok and "NOT EQUIVALENT" in report.table()
+    assert json.loads(json.dumps(report.to_json()))["ok"] is False
+
+
+def test_exact_recast_is_ok_and_leaves_no_trace() -> None:
+    cnn, hybrid, images = pair()
+    hybrid.train()
+    hybrid.norm.eval()
+    modes = [module.training for module in hybrid.modules()]
+    running = hybrid.norm.running_mean.clone()
+    report = tcnn.check_equivalence(cnn, hybrid, images)
+    assert report.ok and report.max_abs_error == 0 and report.top1_agreement == 1
+    assert modes == [module.training for module in hybrid.modules()]
+    assert torch.equal(running, hybrid.norm.running_mean)
+    assert not any(m._forward_hooks for net in (cnn, hybrid) for m in net.modules())
+    double = tcnn.check_equivalence(cnn, hybrid, images, dtype=torch.float64)
+    assert double.ok and double.tolerance == 1e-12 and double.dtype == "float64"
+    assert next(cnn.parameters()).dtype == torch.float32
+
+
+def test_a_flipped_kernel_and_a_nan_are_seen() -> None:
+    cnn, hybrid, images = pair()
+    flipped, spoilt = copy.deepcopy(hybrid), copy.deepcopy(hybrid)
+    with torch.no_grad():
+        flipped.deep.weight.copy_(flipped.deep.weight.flip(-1))
+        spoilt.head.bias[0] = math.nan
+    assert not tcnn.check_equivalence(cnn, flipped, images).ok
+    assert not tcnn.check_equivalence(cnn, spoilt, images).ok
+    assert not tcnn.check_equivalence(cnn, flipped, images, tolerance=1e-3).ok
+
+
+class _Unused(nn.Module):
+    """A network that keeps a second hold on its convolution, out of the surgery's reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+        self.hidden = [self.conv]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.hidden[0](x)  # type: ignore[no-any-return]
+
+
+def test_a_recast_layer_that_is_never_called_is_seen() -> None:
+    cnn = _Unused()
+    hybrid = tcnn.recast(cnn, input_size=SIZE)
+    report = tcnn.check_equivalence(cnn, hybrid, torch.randn(1, *SIZE))
+    assert report.max_abs_error == 0 and not report.ok
+    assert report.layers[0].max_abs_error == math.inf
+
+
+class _Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        y = self.conv(x)
+        return {"maps": [y, (y.mean(), {"max": y.amax()})], "name": "n"}
+
+
+def test_nested_outputs_are_compared() -> None:
+    cnn = _Nested()
+    hybrid = tcnn.recast(cnn, input_size=SIZE)
+    images = torch.randn(2, *SIZE)
+    assert tcnn.check_equivalence(cnn, hybrid, images).ok
+    with torch.no_grad():
+        hybrid.conv.bias += 0.1
+    assert tcnn.check_equivalence(cnn, hybrid, images).max_abs_error == pytest.approx(0.1, abs=1e-6)
+
+
+def test_images_must_be_a_batch() -> None:
+    cnn, hybrid, _ = pair()
+    with pytest.raises(ValueError, match=r"batch \(B, C, H, W\), but got \(3, 16, 16\)"):
+        tcnn.check_equivalence(cnn, hybrid, torch.zeros(*SIZE))
