@@ -1,4 +1,4 @@
-"""The dense reference: gated positional self-attention written out from its formulas, one matrix per head.
+"""The dense reference: gated positional self-attention from its formulas, one matrix per head.
 
 Nothing here is imported from the package. Every attention map is an explicit matrix of numbers
 [queries, keys], so it is slow, short and easy to check by eye:
@@ -12,6 +12,7 @@ Nothing here is imported from the package. Every attention map is an explicit ma
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ def source(coordinate: int, size: int, padding_mode: str) -> int | None:
 
 
 def fold(rows: Axis, cols: Axis, padding_mode: str) -> Tensor:
-    """[padded keys, real keys]: 1 where a padded key has the value of a real one; zero padding has no 1."""
+    """[padded keys, real keys]: 1 where a padded key has the value of a real one, else 0."""
     matrix = torch.zeros(len(rows.padded), len(cols.padded), rows.size, cols.size)
     for i, row in enumerate(rows.padded):
         for j, col in enumerate(cols.padded):
@@ -93,7 +94,9 @@ def displacements(rows: Axis, cols: Axis, clamp: bool, padded: bool) -> Tensor:
 
     row, col = along(rows), along(cols)
     grid = (row.shape[0], col.shape[0], row.shape[1], col.shape[1])
-    delta = torch.stack([row[:, None, :, None].expand(grid), col[None, :, None, :].expand(grid)], -1)
+    delta = torch.stack(
+        [row[:, None, :, None].expand(grid), col[None, :, None, :].expand(grid)], -1
+    )
     return delta.flatten(0, 1).flatten(1, 2).double()
 
 
@@ -147,12 +150,16 @@ def dense_gpsa(
     qk_weight: Tensor,
     qk_dim: int,
     window: int | None,
+    axes: tuple[Axis, Axis] | None = None,
 ) -> Tensor:
-    """Y [batch, out_channels, rows, columns] in float64, differentiable in every tensor argument."""
+    """Y [batch, out_channels, rows, columns] in float64, differentiable in every tensor.
+
+    `axes` stands in for the padding where that is no nn.Conv2d's.
+    """
     x, weight, gate, qk_weight = x.double(), weight.double(), gate.double(), qk_weight.double()
     v_pos = None if v_pos is None else v_pos.double()
     kernel = tuple(weight.shape[2:])
-    rows, cols = (
+    rows, cols = axes or (
         axis_of(
             x.shape[2 + i],
             kernel[i],
@@ -182,25 +189,39 @@ def dense_gpsa(
     return out.unflatten(2, (len(rows.anchors), len(cols.anchors)))
 
 
-def reference_of(layer: torch.nn.Module, x: Tensor, gate: Tensor | None = None) -> Tensor:
-    """`dense_gpsa` with the parameters, geometry and gate (given the layer's own) of a GPSA layer."""
+def reference_of(layer: torch.nn.Module, x: Tensor, **instead: Any) -> Tensor:
+    """`dense_gpsa` with the parameters and geometry of a GPSA layer, but for those given."""
     config = layer.config
     heads = layer.kernel_size[0] * layer.kernel_size[1]
-    if gate is None:
-        raw = layer.gating_param.double()
-        gate = 1 - raw if config.gate == "linear" else raw.sigmoid()
-    return dense_gpsa(
-        x,
-        layer.weight,
-        layer.bias,
-        stride=layer.stride,
-        padding=layer.padding,
-        dilation=layer.dilation,
-        groups=layer.groups,
-        padding_mode=layer.padding_mode,
-        gate=gate,
-        v_pos=layer.v_pos if config.positions == "learned" else None,
-        qk_weight=layer.qk.weight,
-        qk_dim=layer.qk.weight.shape[0] // (2 * heads),
-        window=config.window,
-    )
+    raw = layer.gating_param.double()
+    arguments = {
+        "weight": layer.weight,
+        "bias": layer.bias,
+        "stride": layer.stride,
+        "padding": layer.padding,
+        "dilation": layer.dilation,
+        "groups": layer.groups,
+        "padding_mode": layer.padding_mode,
+        "gate": 1 - raw if config.gate == "linear" else raw.sigmoid(),
+        "v_pos": layer.v_pos if config.positions == "learned" else None,
+        "qk_weight": layer.qk.weight,
+        "qk_dim": layer.qk.weight.shape[0] // (2 * heads),
+        "window": config.window,
+    }
+    return dense_gpsa(x, **(arguments | instead))
+
+
+def with_open_gates(layer: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """The layer with every gate open by a different amount, of both signs, and sharp content."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        layer.gating_param.copy_(torch.randn(layer.heads, generator=generator))
+        layer.qk.weight.copy_(torch.randn(layer.qk.weight.shape, generator=generator))
+    return layer
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """max |found - expected| / max |expected|."""
+    assert found.shape == expected.shape
+    difference = (found.double() - expected.double()).abs().max()
+    return (difference / expected.double().abs().max()).item()

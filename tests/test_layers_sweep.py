@@ -1,4 +1,4 @@
-"""The GPSA layer over every option of nn.Conv2d: against the convolution, and against the dense reference."""
+"""The GPSA layer over all options of nn.Conv2d, against the convolution and the dense reference."""
 
 from __future__ import annotations
 
@@ -141,7 +141,9 @@ def test_shut_gates_are_the_convolution(data: st.DataObject, options: dict[str, 
 
 @SWEEP
 @given(data=st.data(), options=convolutions(), seed=st.integers(0, 2**16))
-def test_open_gates_are_the_dense_reference(data: st.DataObject, options: dict[str, Any], seed: int):
+def test_open_gates_are_the_dense_reference(
+    data: st.DataObject, options: dict[str, Any], seed: int
+):
     config = tcnn.GPSAConfig(
         gate=data.draw(st.sampled_from(["linear", "sigmoid"]), label="gate"),
         positions=data.draw(st.sampled_from(["fixed", "learned"]), label="positions"),
@@ -152,7 +154,7 @@ def test_open_gates_are_the_dense_reference(data: st.DataObject, options: dict[s
     torch.manual_seed(seed)
     layer = tcnn.GPSA2d(**options, dtype=torch.float64, config=config)
     with torch.no_grad():
-        # Shares on both sides of 0 and beyond 1, some heads exactly shut; any positions; sharp content.
+        # Shares on both sides of 0 and beyond 1, some exactly 0; any positions; sharp content.
         layer.gating_param.copy_(torch.randn(layer.heads))
         if config.gate == "linear":
             layer.gating_param[torch.rand(layer.heads) < 0.3] = 0.0
@@ -174,7 +176,7 @@ def test_open_gates_are_the_dense_reference(data: st.DataObject, options: dict[s
         assert worst(found, expected) <= 1e-10, call
         after, before = gradients(found, ours, seed), gradients(expected, theirs, seed)
         for name, truth in before.items():
-            # 1e-12: a gradient that is zero but for rounding (one key alone, a shut head's content).
+            # 1e-12: a gradient that is zero but for rounding (one key alone, a shut head).
             error = (after[name] - truth).abs().max().item()
             assert error <= 1e-10 * truth.abs().max().item() + 1e-12, (name, call, error)
         with torch.no_grad():

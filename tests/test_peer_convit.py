@@ -1,9 +1,9 @@
 """ConViT's own GPSA (timm's copy) as a second witness of the layer's formulas.
 
 With output matrices W_h = proj[:, head h] · V[head h, :] and the same queries, keys, gates and
-positions the two compute the same thing, but for one choice: ConViT's positional softmax is over the
-real pixels, ours over the zero-padded grid. Away from the border no positional attention falls in
-the padding, so there the outputs agree.
+positions the two compute the same thing, but for one choice: ConViT's positional softmax is over
+the real pixels, ours over the zero-padded grid. Away from the border no positional attention falls
+in the padding, so there the outputs agree.
 """
 
 from __future__ import annotations

@@ -1,0 +1,134 @@
+"""What recasting a network costs: the surgery itself, and the hybrid's forward beside the CNN's.
+
+    python benchmarks/recast.py --model timm:resnet50 --json benchmarks/results/recast_resnet50.json
+
+The networks take turns, so that a drift of the machine's speed meets them alike; figures are
+medians with quartiles, and ratios are taken pair by pair. "Gates open" runs every head's content
+attention (gate 0.7); "training step" is forward and backward, where a shut gate is trained too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tcnn
+import torch
+from tcnn.tables import text_table
+from torch import Tensor, nn
+
+
+def seconds(call: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def alternate(calls: dict[str, Callable[[], object]], runs: int, device: torch.device) -> dict[str, list[float]]:
+    """Times of each call, taken in turn, after two uncounted rounds."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(runs + 2):
+        for name, call in calls.items():
+            elapsed = seconds(call, device)
+            if turn >= 2:
+                times[name].append(elapsed)
+    return times
+
+
+def forward(model: nn.Module, images: Tensor) -> Callable[[], object]:
+    model.eval()
+
+    def call() -> None:
+        with torch.inference_mode():
+            model(images)
+
+    return call
+
+
+def step(model: nn.Module, images: Tensor) -> Callable[[], object]:
+    def call() -> None:
+        model.train()
+        model.zero_grad(set_to_none=True)
+        model(images).square().mean().backward()
+
+    return call
+
+
+def compare(times: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """A row for each call: its time, and its ratio to the first."""
+    base = next(iter(times.values()))
+    rows = []
+    for name, values in times.items():
+        ratios = [value / other for value, other in zip(values, base, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        rows.append(
+            {
+                "name": name,
+                "median_ms": statistics.median(values) * 1e3,
+                "ratio": middle,
+                "ratio_quartiles": [low, high],
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="timm:resnet50")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    size = (3, args.size, args.size)
+    cnn = tcnn.load_model(args.model).to(device)
+    surgery = [seconds(lambda: tcnn.recast(cnn, input_size=size), device) for _ in range(5)]
+    shut = tcnn.recast(cnn, input_size=size)
+    opened = tcnn.recast(cnn, config=tcnn.GPSAConfig(gate_init=0.7), input_size=size)
+    images = torch.randn(args.batch, *size, device=device)
+    report = tcnn.check_equivalence(cnn, shut, images)
+    if not report.ok:
+        raise SystemExit(report.table())
+
+    networks = {"CNN": cnn, "hybrid, gates shut": shut, "hybrid, gates open": opened}
+    results = {
+        "command": f"python benchmarks/recast.py --model {args.model} --size {args.size} "
+        f"--batch {args.batch} --runs {args.runs}",
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "recast_seconds": statistics.median(surgery),
+        "forward": compare(
+            alternate({n: forward(m, images) for n, m in networks.items()}, args.runs, device)
+        ),
+        "training step": compare(
+            alternate({n: step(m, images) for n, m in networks.items()}, args.runs, device)
+        ),
+    }
+    print(f"{args.model} at {args.size} px, batch {args.batch}, {device.type}, {results['threads']} threads")
+    print(f"recast: {results['recast_seconds']:.2f} s (median of 5)")
+    for kind in ("forward", "training step"):
+        print(f"\n{kind}")
+        rows = [
+            (r["name"], f"{r['median_ms']:.1f}", f"{r['ratio']:.3f}", "{:.3f} to {:.3f}".format(*r["ratio_quartiles"]))
+            for r in results[kind]
+        ]
+        print(text_table(("network", "median ms", "x CNN", "quartiles"), rows))
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

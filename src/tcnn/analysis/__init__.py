@@ -1,0 +1,1 @@
+"""Looking into a hybrid: capture its attention, measure it, draw it."""

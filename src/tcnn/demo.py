@@ -1,0 +1,236 @@
+"""The whole story on scikit-learn's digits: train a CNN, recast it, fine-tune both, compare."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import platform
+import shlex
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import tcnn
+from tcnn import checkpoint
+from tcnn.analysis.capture import capture
+from tcnn.analysis.heads import heads_report
+from tcnn.corruptions import SEVERITIES
+from tcnn.data import Splits, digits, loader, split
+from tcnn.demo_result import ARM_NAMES, DemoResult, closing, pictures
+from tcnn.equivalence import check_equivalence
+from tcnn.evaluate import RobustnessResult, evaluate_corrupted
+from tcnn.models import load_model
+from tcnn.planning import plan
+from tcnn.surgery import recast
+from tcnn.train import FitResult, TrainConfig, fit, reproducible
+
+Echo = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """What the demonstration trains, and for how long.
+
+    The recipes were chosen on the validation images; the test images are for the final figures.
+    """
+
+    depth: int = 8
+    """Layers of the residual network."""
+
+    widths: tuple[int, int, int] = (8, 16, 32)
+    """Channels of its three stages."""
+
+    size: int = 32
+    """Side in pixels that the digits are enlarged to."""
+
+    max_shift: int = 2
+    """Pixels that training images are moved by, at most."""
+
+    cnn: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            epochs=15, batch_size=64, lr=3e-3, warmup_epochs=2, smoothing=0.1
+        )
+    )
+    """Recipe of the CNN's training."""
+
+    finetune: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            epochs=20, batch_size=64, lr=4e-3, gate_lr_scale=20, warmup_epochs=1, smoothing=0.1
+        )
+    )
+    """Recipe of the fine-tuning, for the hybrid and the CNN alike."""
+
+    severities: tuple[int, ...] = SEVERITIES
+    """Severities that both are tested at."""
+
+
+def run(out: Path, seed: int, echo: Echo, *, config: DemoConfig | None = None) -> DemoResult:
+    """Run the demonstration, and write the hybrid, metrics.json and three pictures to `out`.
+
+    Args:
+        out: folder, made if it is not there; the files of an earlier run are overwritten.
+        seed: of everything random; the same seed gives the same figures on the same machine with
+            as many threads.
+        echo: called with each line of the story.
+        config: what to train; None is the demonstration as it is meant.
+
+    Raises:
+        OSError: `out` cannot be written to; found out before anything is trained.
+    """
+    config = config or DemoConfig()
+    _check_writable(out)
+    with reproducible(seed):
+        return _Demo(out, seed, echo, config).run()
+
+
+class _Demo:
+    """One run, part by part."""
+
+    def __init__(self, out: Path, seed: int, echo: Echo, config: DemoConfig) -> None:
+        self.out, self.seed, self.echo, self.config = out, seed, echo, config
+        self.splits: Splits = split(digits(config.size), seed)
+        self.seconds: dict[str, float] = {}
+
+    def run(self) -> DemoResult:
+        start = time.monotonic()
+        config, parts, echo = self.config, self.splits, self.echo
+        echo(
+            f"1/5  A CNN on {len(parts.train)} handwritten digits (scikit-learn's, enlarged to "
+            f"{config.size}×{config.size}; {len(parts.validation)} more to validate, "
+            f"{len(parts.test)} to test)"
+        )
+        cnn = load_model(
+            "tcnn.networks:cifar_resnet",
+            depth=config.depth,
+            num_classes=len(parts.train.classes),
+            in_channels=1,
+            widths=config.widths,
+        )
+        fits = {"cnn": self._fit("cnn", cnn, config.cnn, self.seed)}
+
+        echo("\n2/5  Its last stage recast as gated positional self-attention\n")
+        size = (1, config.size, config.size)
+        steps = plan(cnn, input_size=size)
+        echo(steps.table() + "\n")
+        hybrid = recast(cnn, input_size=size)
+        report = check_equivalence(cnn, hybrid, parts.test.tensors()[0])
+        echo(report.table())
+
+        echo("\n3/5  Fine-tuning from that CNN: itself (the control), then the hybrid")
+        control = copy.deepcopy(cnn)
+        for name, model in (("control", control), ("hybrid", hybrid)):
+            echo(f"  {ARM_NAMES[name]}")
+            fits[name] = self._fit(name, model, config.finetune, self.seed + 1)
+
+        echo("\n4/5  Testing, clean and on corrupted images made here")
+        arms = {
+            name: self._test(name, model)
+            for name, model in (("cnn", cnn), ("control", control), ("hybrid", hybrid))
+        }
+
+        echo("\n5/5  Looking at the heads, and writing\n")
+        with capture(hybrid) as seen, torch.no_grad():
+            hybrid(parts.test.tensors()[0][:_LOOKED_AT])
+        result = DemoResult(self.out, steps, report, fits, arms, heads_report(seen), self.seconds)
+        checkpoint.save(hybrid, self.out / "hybrid", classes=parts.train.classes)
+        for name, figure in pictures(result, seen, parts.test).items():
+            _write(self.out / name, partial(figure.savefig, dpi=150))
+        self.seconds["total"] = time.monotonic() - start
+        self._write_metrics(result)
+        echo(closing(result))
+        return result
+
+    def _fit(self, name: str, model: nn.Module, recipe: TrainConfig, seed: int) -> FitResult:
+        """Train; the loaders start anew from `seed`, so that both arms see the same batches."""
+        parts = self.splits
+        result = fit(
+            model,
+            loader(
+                parts.train, recipe.batch_size, shuffle_seed=seed, max_shift=self.config.max_shift
+            ),
+            loader(parts.validation, _TEST_BATCH),
+            replace(recipe, seed=seed),
+            progress=lambda line: self.echo(f"    {line}"),
+        )
+        self.seconds[f"train {name}"] = result.seconds
+        return result
+
+    def _test(self, name: str, model: nn.Module) -> RobustnessResult:
+        start = time.monotonic()
+        result = evaluate_corrupted(
+            model,
+            self.splits.test,
+            self.seed,
+            severities=self.config.severities,
+            batch_size=_TEST_BATCH,
+        )
+        self.echo(
+            f"  {ARM_NAMES[name]}: top-1 {result.clean.top1:.1%} clean, "
+            f"{result.top1:.1%} over {len(result.corrupted)} corrupted sets"
+        )
+        self.seconds[f"test {name}"] = time.monotonic() - start
+        return result
+
+    def _write_metrics(self, result: DemoResult) -> None:
+        command = ["tcnn", "demo", "--out", str(self.out), "--seed", str(self.seed)]
+        content = {
+            "seed": self.seed,
+            "command": shlex.join(command),
+            "config": asdict(self.config),
+            "versions": {
+                "python": platform.python_version(),
+                "tcnn": tcnn.__version__,
+                **{name: version(name) for name in _PACKAGES},
+            },
+            "hardware": {
+                "machine": platform.machine(),
+                "system": platform.system(),
+                "cpus": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            },
+            "data": {
+                "name": "scikit-learn digits",
+                "train": len(self.splits.train),
+                "validation": len(self.splits.validation),
+                "test": len(self.splits.test),
+            },
+            "results": result.to_json(),
+            "timing": result.seconds,
+        }
+        text = json.dumps(content, indent=2) + "\n"
+        _write(self.out / "metrics.json", lambda file: file.write_text(text, encoding="utf-8"))
+
+
+_TEST_BATCH = 64
+_LOOKED_AT = 64  # test images that the heads are measured on
+_PACKAGES = ("torch", "lightning", "numpy", "scikit-learn", "matplotlib", "safetensors")
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        for folder in (out, out / "hybrid"):
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+    except OSError as error:
+        raise OSError(
+            f"Expected `out` to be a folder that can be written to, but {str(folder)!r} says: "
+            f"{error.strerror}. Give another folder."
+        ) from error
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file that appears whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as passing:
+        file = Path(passing) / path.name
+        write(file)
+        file.replace(path)
