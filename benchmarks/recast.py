@@ -18,10 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import tcnn
 import torch
-from tcnn.tables import text_table
 from torch import Tensor, nn
+
+import tcnn
+from tcnn.tables import text_table
 
 
 def seconds(call: Callable[[], object], device: torch.device) -> float:
@@ -32,7 +33,9 @@ def seconds(call: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def alternate(calls: dict[str, Callable[[], object]], runs: int, device: torch.device) -> dict[str, list[float]]:
+def alternate(
+    calls: dict[str, Callable[[], object]], runs: int, device: torch.device
+) -> dict[str, list[float]]:
     """Times of each call, taken in turn, after two uncounted rounds."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(runs + 2):
@@ -105,7 +108,9 @@ def main() -> None:
     results = {
         "command": f"python benchmarks/recast.py --model {args.model} --size {args.size} "
         f"--batch {args.batch} --runs {args.runs}",
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "recast_seconds": statistics.median(surgery),
@@ -116,12 +121,20 @@ def main() -> None:
             alternate({n: step(m, images) for n, m in networks.items()}, args.runs, device)
         ),
     }
-    print(f"{args.model} at {args.size} px, batch {args.batch}, {device.type}, {results['threads']} threads")
+    print(
+        f"{args.model} at {args.size} px, batch {args.batch}, {device.type}, "
+        f"{results['threads']} threads"
+    )
     print(f"recast: {results['recast_seconds']:.2f} s (median of 5)")
     for kind in ("forward", "training step"):
         print(f"\n{kind}")
         rows = [
-            (r["name"], f"{r['median_ms']:.1f}", f"{r['ratio']:.3f}", "{:.3f} to {:.3f}".format(*r["ratio_quartiles"]))
+            (
+                r["name"],
+                f"{r['median_ms']:.1f}",
+                f"{r['ratio']:.3f}",
+                "{:.3f} to {:.3f}".format(*r["ratio_quartiles"]),
+            )
             for r in results[kind]
         ]
         print(text_table(("network", "median ms", "x CNN", "quartiles"), rows))

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import tcnn
 import torch
+from torch import Tensor, nn
+
+import tcnn
 from nets import TwoStage
 from tcnn.checkpoint import CheckpointError
-from torch import Tensor, nn
 
 NAME = "tcnn.networks:cifar_resnet"
 SETTINGS = {"depth": 8, "widths": [4, 8, 8], "num_classes": 3}
@@ -157,7 +158,7 @@ def test_damage_is_told_in_one_line(
 
 def test_wrong_class_lists(tmp_path: Path) -> None:
     model = hybrid()
-    with pytest.raises(CheckpointError, match="each of the 3 classes .* the class list has 2"):
+    with pytest.raises(CheckpointError, match=r"each of the 3 classes .* the class list has 2"):
         tcnn.save(model, tmp_path, classes=CLASSES[:2])
     tcnn.save(model, tmp_path)
     with pytest.raises(CheckpointError, match="saved without a class list"):

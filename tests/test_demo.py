@@ -128,7 +128,7 @@ def test_a_folder_that_cannot_be(tmp_path: Path, place: str) -> None:
     (tmp_path / "hybrid-is-a-file").mkdir()
     (tmp_path / "hybrid-is-a-file" / "hybrid").write_text("kept")
     lines: list[str] = []
-    with pytest.raises(OSError, match="folder that can be written to, but"):
+    with pytest.raises(tcnn.TCNNError, match="folder that can be written to, but"):
         run(tmp_path / place, 0, lines.append)
     assert lines == []
     assert (tmp_path / "file").read_text() == "kept"

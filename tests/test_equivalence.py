@@ -7,10 +7,11 @@ import json
 import math
 
 import pytest
-import tcnn
 import torch
-from nets import TwoStage, lively
 from torch import Tensor, nn
+
+import tcnn
+from nets import TwoStage, lively
 
 SIZE = (3, 16, 16)
 
@@ -28,9 +29,11 @@ def test_errors_are_those_of_a_loop() -> None:
     report = tcnn.check_equivalence(cnn, hybrid, images)
     with torch.no_grad():
         a, b = cnn(images).double().tolist(), hybrid(images).double().tolist()
-    worst = max(abs(x - y) for row, other in zip(a, b) for x, y in zip(row, other))
+    worst = max(
+        abs(x - y) for row, other in zip(a, b, strict=True) for x, y in zip(row, other, strict=True)
+    )
     largest = max(abs(x) for row in a for x in row)
-    agree = sum(r.index(max(r)) == o.index(max(o)) for r, o in zip(a, b)) / 4
+    agree = sum(r.index(max(r)) == o.index(max(o)) for r, o in zip(a, b, strict=True)) / 4
     assert report.max_abs_error == worst > 0
     assert report.max_rel_error == worst / largest
     assert report.top1_agreement == agree

@@ -7,8 +7,9 @@ import math
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tcnn import functional
 from torch import Tensor
+
+from tcnn import functional
 
 
 def test_offsets_by_hand() -> None:

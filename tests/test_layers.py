@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import tcnn
 from reference import (
     axis_of,
     content_attention,
@@ -17,10 +21,6 @@ from reference import (
     relative_error,
     with_open_gates,
 )
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
-
-import tcnn
 
 DOUBLE = torch.float64
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from reference import reference_of, relative_error, with_open_gates
 from torch import nn
 
 import tcnn
+from reference import reference_of, relative_error, with_open_gates
 
 DOUBLE = torch.float64
 ATTRIBUTES = (

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
-from reference import reference_of
 from torch import Tensor, nn
 
 import tcnn
+from reference import reference_of
 
 # torch itself says so of nn.Conv2d(padding="same") with an even kernel.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")

@@ -10,11 +10,11 @@ import copy
 
 import pytest
 import torch
-from reference import Axis, reference_of, relative_error, with_open_gates
 from timm import layers as timm_layers
 from torch import Tensor, nn
 
 import tcnn
+from reference import Axis, reference_of, relative_error, with_open_gates
 
 DOUBLE = torch.float64
 KINDS = [

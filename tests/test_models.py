@@ -6,11 +6,12 @@ import pickle
 from pathlib import Path
 
 import pytest
-import tcnn
 import torch
 from safetensors.torch import save_file
-from tcnn.models import ModelError
 from torch import nn
+
+import tcnn
+from tcnn.models import ModelError
 
 NAME = "tcnn.networks:cifar_resnet20"
 
@@ -89,7 +90,7 @@ def test_names_that_are_refused() -> None:
         assert "\n" not in str(error.value)
     with pytest.raises(ModelError, match="only timm and torchvision publish weights"):
         tcnn.load_model(NAME, pretrained=True)
-    with pytest.raises(ModelError, match="6n . 2"):
+    with pytest.raises(ModelError, match=r"6n \+ 2"):
         tcnn.load_model("tcnn.networks:cifar_resnet", depth=21)
     with pytest.raises(ModelError, match="either"):
         tcnn.load_model(NAME, pretrained=True, weights="x")

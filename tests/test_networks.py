@@ -8,9 +8,10 @@ import tarfile
 from pathlib import Path
 
 import pytest
-import tcnn
 import torch
 from torch import Tensor
+
+import tcnn
 
 DATA = Path(os.environ.get("TCNN_DATA", Path(__file__).parents[2] / "shared" / "data"))
 WEIGHTS = {

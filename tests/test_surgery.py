@@ -8,13 +8,14 @@ import warnings
 from collections.abc import Callable
 
 import pytest
-import tcnn
 import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+
+import tcnn
 from nets import Bypassing, Gained, Renamed, Shared, Shouting, Tied, TwoStage, lively
 from tcnn.layers import GPSA2d
 from tcnn.surgery import RecastError
-from torch import Tensor, nn
-from torch.nn.utils import parametrizations, prune
 
 SIZE = (3, 16, 16)
 
@@ -96,7 +97,9 @@ def test_recast_leaves_the_network_as_it_was() -> None:
     assert torch.equal(random, torch.random.get_rng_state())
     hybrid = tcnn.recast(net, input_size=SIZE)
     assert not any(isinstance(module, GPSA2d) for module in net.modules())
-    assert all(torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(before.values(), net.state_dict().values(), strict=True)
+    )
     assert modes == [module.training for module in net.modules()]
     assert not any(module._forward_hooks for module in (*net.modules(), *hybrid.modules()))
     pointers = {p.data_ptr() for p in net.parameters()}
@@ -230,7 +233,7 @@ def test_parametrised_weights_are_carried_over(name: str) -> None:
     buffers = copy.deepcopy(dict(net.deep.named_buffers()))
     hybrid = tcnn.recast(net, everything, input_size=SIZE)
     assert all(torch.equal(b, buffers[n]) for n, b in hybrid.deep.named_buffers())
-    assert {k for k in net.deep.state_dict()} <= {k for k in hybrid.deep.state_dict()}
+    assert set(net.deep.state_dict()) <= set(hybrid.deep.state_dict())
     expected, got = net(images()), hybrid(images())
     assert torch.equal(expected, got)
     got.sum().backward()
@@ -277,13 +280,17 @@ def _tensor_subclass() -> nn.Module:
     return nn.Sequential(conv)
 
 
+def _pruned() -> nn.Module:
+    return nn.Sequential(prune.random_unstructured(nn.Conv2d(3, 3, 3), "weight", 0.5))
+
+
 @pytest.mark.parametrize(
     ("build", "said"),
     [
         (lambda: nn.Sequential(Shouting(3, 3, 3)), "Shouting has a forward of its own"),
         (lambda: nn.Sequential(Gained()), "holds gain beside weight and bias"),
         (_old_weight_norm, "recomputed by a hook"),
-        (lambda: nn.Sequential(prune.random_unstructured(nn.Conv2d(3, 3, 3), "weight", 0.5)), "prune.remove"),
+        (_pruned, "prune.remove"),
         (_patched, "`forward` was replaced on the instance"),
         (_qat, "has a forward of its own"),
         (_tensor_subclass, "_Quantised .sharded or quantised."),
@@ -366,9 +373,11 @@ def test_errors_finish_the_sentence() -> None:
     assert str(error.value) == "targets='sten' matched none of 5 Conv2d; nearest: stem"
     with pytest.raises(RecastError, match="matched none"):
         tcnn.recast(net, ["stem", "layer*"], input_size=SIZE)
-    with pytest.raises(RecastError, match="holds no nn.Conv2d: there is nothing to recast"):
+    with pytest.raises(RecastError, match=r"holds no nn\.Conv2d: there is nothing to recast"):
         tcnn.recast(nn.Linear(3, 3))
-    with pytest.raises(RecastError, match=r"1×16×16, but TwoStage raised RuntimeError: .*input_size="):
+    with pytest.raises(
+        RecastError, match=r"1×16×16, but TwoStage raised RuntimeError: .*input_size="
+    ):
         tcnn.plan(net, input_size=(1, 16, 16))
     assert not any(module._forward_hooks for module in net.modules())
     with pytest.raises(RecastError, match="its kernel is its stride"):

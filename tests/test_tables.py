@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from tcnn.tables import text_table
 
 

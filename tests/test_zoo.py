@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
-import zoo_networks
 from torch import nn
 
 import tcnn
+import zoo
+import zoo_networks
 
 # What other people's code warns of while it builds.
 pytestmark = [

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from zoo_networks import build, shake, wide
 
 import tcnn
+from zoo_networks import build, shake, wide
 
 
 @dataclass(frozen=True)

@@ -7,28 +7,26 @@ The names below are the public interface. They are imported when first used (PEP
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tcnn.checkpoint import load, save
     from tcnn.equivalence import EquivalenceReport, check_equivalence
+    from tcnn.errors import TCNNError
     from tcnn.gpsa_config import GPSAConfig
     from tcnn.layers import GPSA2d
     from tcnn.models import load_model
     from tcnn.planning import Plan, plan
     from tcnn.surgery import recast, restore
 
-try:
-    __version__ = version("transformed-cnn")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+__version__ = "0.1.0"
 
 _HOMES = {
     "EquivalenceReport": "equivalence",
     "GPSA2d": "layers",
     "GPSAConfig": "gpsa_config",
     "Plan": "planning",
+    "TCNNError": "errors",
     "check_equivalence": "equivalence",
     "load": "checkpoint",
     "load_model": "models",
@@ -43,6 +41,7 @@ __all__ = [
     "GPSA2d",
     "GPSAConfig",
     "Plan",
+    "TCNNError",
     "__version__",
     "check_equivalence",
     "load",

@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 import tcnn
-from tcnn import models, surgery
+from tcnn import sources, surgery
+from tcnn.errors import TCNNError
 from tcnn.gpsa_config import GPSAConfig
 from tcnn.layers import GPSA2d
 
@@ -30,7 +31,7 @@ SETTINGS = "tcnn.json"
 _FORMAT = 1
 
 
-class CheckpointError(ValueError):
+class CheckpointError(TCNNError):
     """A folder cannot be written or read as a saved hybrid; the message says why and what to do."""
 
 
@@ -47,7 +48,7 @@ def save(model: nn.Module, folder: str | Path, *, classes: Sequence[str] | None 
             there are more or fewer classes than outputs.
     """
     folder = Path(folder)
-    origin = models.origin(model)
+    origin = sources.origin(model)
     names = origin.classes if classes is None else tuple(classes)
     _check_class_count(model, names)
     try:
@@ -112,7 +113,7 @@ def load(
             model = surgery.replace_convolutions(
                 model, {name: GPSAConfig(**options) for name, options in layers.items()}
             )
-        models.parameters_like(model, state)
+        sources.parameters_like(model, state)
         if settings["channels_last"]:
             model = model.to(memory_format=torch.channels_last)
         safetensors.torch.load_model(model, str(folder / WEIGHTS))
@@ -122,9 +123,9 @@ def load(
             f"Expected {str(folder)!r} to fit {type(model).__name__}, but {said}"
         ) from error
     _check_class_count(model, saved_classes)
-    models.set_origin(
+    sources.set_origin(
         model,
-        models.Origin(
+        sources.Origin(
             settings["model"]["name"],
             settings["model"]["settings"],
             None if saved_classes is None else tuple(saved_classes),
@@ -138,16 +139,16 @@ def _build(folder: Path, model: dict[str, Any]) -> nn.Module:
     if name is None:
         raise CheckpointError(
             f"Expected {str(folder)!r} to say how to build its network, but load_model did not "
-            "build the one that was saved: pass the network with cnn=."
+            "build the one that was saved: pass the network with cnn= (--cnn of a command)."
         )
-    if not models.is_own(name):
+    if not sources.is_own(name):
         raise CheckpointError(
             f"{str(folder)!r} names {name!r}, and calling it would run code that the folder chose: "
-            "build the network yourself and pass it with cnn=."
+            "build the network yourself and pass it with cnn= (--cnn of a command)."
         )
     try:
-        return models.build(name, False, model["settings"])
-    except models.ModelError as error:
+        return sources.build(name, False, model["settings"])
+    except sources.ModelError as error:
         raise CheckpointError(f"{str(folder)!r}: {error}") from error
 
 

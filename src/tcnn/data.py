@@ -1,16 +1,21 @@
-"""Images as arrays with their labels: scikit-learn's handwritten digits, splits and loaders."""
+"""Images: labelled sets, their splits and loaders; scikit-learn's digits; pictures of a folder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+from tcnn.errors import TCNNError
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
 
 @dataclass(frozen=True)
@@ -159,3 +164,47 @@ def shift(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
             for image, (top, left) in zip(padded, starts, strict=True)
         ]
     )
+
+
+def pictures(folder: Path, model: nn.Module, size: tuple[int, int, int], count: int) -> Tensor:
+    """Pictures of a folder and of those below it, evenly spread over it, as a network takes them.
+
+    Resized, cropped and normalised as timm evaluates the network, by its `pretrained_cfg` if it has
+    one and by ImageNet's statistics if not.
+
+    Args:
+        folder: JPEG, PNG, BMP, GIF or WebP files at any depth.
+        model: the network that they are for.
+        size: (C, H, W); pictures become grey for one channel.
+        count: how many, at most.
+
+    Returns:
+        (B, C, H, W).
+
+    Raises:
+        TCNNError: there are none, or one cannot be read, or C is neither 1 nor 3.
+    """
+    from PIL import Image, UnidentifiedImageError
+    from timm import data
+
+    if size[0] not in (1, 3):
+        raise TCNNError(
+            f"Expected a network on 1 or 3 channels for pictures, but it takes {size[0]}."
+        )
+    if not folder.is_dir():
+        raise TCNNError(f"Expected a folder of pictures, but {str(folder)!r} is not a folder.")
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _PICTURES)
+    if not files:
+        raise TCNNError(f"Expected pictures ({', '.join(_PICTURES)}) in {str(folder)!r}: none.")
+    config = data.resolve_data_config({"input_size": size}, model=model)
+    if size[0] == 1:
+        config |= {key: (float(np.mean(config[key])),) for key in ("mean", "std")}
+    transform = data.create_transform(**config)
+    tensors = []
+    for index in np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int):
+        try:
+            with Image.open(files[index]) as picture:
+                tensors.append(transform(picture.convert("L" if size[0] == 1 else "RGB")))
+        except (OSError, UnidentifiedImageError) as error:
+            raise TCNNError(f"Expected a picture, but {str(files[index])!r}: {error}") from error
+    return torch.stack(tensors)

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import copy
-import json
-import os
-import platform
 import shlex
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import nn
 
-import tcnn
 from tcnn import checkpoint
 from tcnn.analysis.capture import capture
 from tcnn.analysis.heads import heads_report
@@ -27,12 +21,17 @@ from tcnn.data import Splits, digits, loader, split
 from tcnn.demo_result import ARM_NAMES, DemoResult, closing, pictures
 from tcnn.equivalence import check_equivalence
 from tcnn.evaluate import RobustnessResult, evaluate_corrupted
+from tcnn.files import make_folder, write_json, write_whole
 from tcnn.models import load_model
 from tcnn.planning import plan
+from tcnn.provenance import provenance
 from tcnn.surgery import recast
 from tcnn.train import FitResult, TrainConfig, fit, reproducible
 
 Echo = Callable[[str], None]
+
+_TEST_BATCH = 64
+_LOOKED_AT = 64  # test images that the heads are measured on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +82,11 @@ def run(out: Path, seed: int, echo: Echo, *, config: DemoConfig | None = None) -
         config: what to train; None is the demonstration as it is meant.
 
     Raises:
-        OSError: `out` cannot be written to; found out before anything is trained.
+        TCNNError: `out` cannot be written to; found out before anything is trained.
     """
     config = config or DemoConfig()
-    _check_writable(out)
+    for folder in (out, out / "hybrid"):
+        make_folder(folder)
     with reproducible(seed):
         return _Demo(out, seed, echo, config).run()
 
@@ -142,7 +142,7 @@ class _Demo:
         result = DemoResult(self.out, steps, report, fits, arms, heads_report(seen), self.seconds)
         checkpoint.save(hybrid, self.out / "hybrid", classes=parts.train.classes)
         for name, figure in pictures(result, seen, parts.test).items():
-            _write(self.out / name, partial(figure.savefig, dpi=150))
+            write_whole(self.out / name, partial(figure.savefig, dpi=150))
         self.seconds["total"] = time.monotonic() - start
         self._write_metrics(result)
         echo(closing(result))
@@ -185,18 +185,7 @@ class _Demo:
             "seed": self.seed,
             "command": shlex.join(command),
             "config": asdict(self.config),
-            "versions": {
-                "python": platform.python_version(),
-                "tcnn": tcnn.__version__,
-                **{name: version(name) for name in _PACKAGES},
-            },
-            "hardware": {
-                "machine": platform.machine(),
-                "system": platform.system(),
-                "cpus": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-                "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            },
+            **provenance(),
             "data": {
                 "name": "scikit-learn digits",
                 "train": len(self.splits.train),
@@ -206,31 +195,4 @@ class _Demo:
             "results": result.to_json(),
             "timing": result.seconds,
         }
-        text = json.dumps(content, indent=2) + "\n"
-        _write(self.out / "metrics.json", lambda file: file.write_text(text, encoding="utf-8"))
-
-
-_TEST_BATCH = 64
-_LOOKED_AT = 64  # test images that the heads are measured on
-_PACKAGES = ("torch", "lightning", "numpy", "scikit-learn", "matplotlib", "safetensors")
-
-
-def _check_writable(out: Path) -> None:
-    try:
-        for folder in (out, out / "hybrid"):
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-    except OSError as error:
-        raise OSError(
-            f"Expected `out` to be a folder that can be written to, but {str(folder)!r} says: "
-            f"{error.strerror}. Give another folder."
-        ) from error
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file that appears whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as passing:
-        file = Path(passing) / path.name
-        write(file)
-        file.replace(path)
+        write_json(self.out / "metrics.json", content)

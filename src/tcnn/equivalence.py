@@ -162,7 +162,9 @@ def _run(model: nn.Module, images: Tensor, names: set[str]) -> tuple[Any, dict[s
     try:
         for module in modules:
             module.training = False
-        with torch.no_grad():
+        # A network that draws numbers in eval mode draws the same ones in both runs.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
             result = model(images.to(parameter.device, parameter.dtype))
     finally:
         for handle in handles:

@@ -39,6 +39,11 @@ class GPSAConfig:
     attn_drop: float = 0.0
     """Dropout probability on the entries of the content attention, in training."""
 
+    @property
+    def starts_exact(self) -> bool:
+        """Whether a layer equals its convolution at the start, to float32 precision."""
+        return self.gate_init == 1 and (self.positions == "fixed" or self.locality_strength >= 15)
+
     def __post_init__(self) -> None:
         _one_of("gate", self.gate, ("linear", "sigmoid"))
         _one_of("positions", self.positions, ("fixed", "learned"))

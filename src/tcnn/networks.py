@@ -62,6 +62,13 @@ class CifarResNet(nn.Module):
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"Expected `depth` to be 6n + 2 (8, 14, 20, …), but got {depth}.")
         self.num_classes = num_classes
+        # As timm's networks carry it: the images that the published weights were trained on.
+        self.pretrained_cfg = {
+            "input_size": (in_channels, 32, 32),
+            "mean": (0.485, 0.456, 0.406),
+            "std": (0.229, 0.224, 0.225),
+            "crop_pct": 1.0,
+        }
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])

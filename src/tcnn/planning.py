@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tcnn import convolutions
+from tcnn.errors import TCNNError
 from tcnn.gpsa_config import GPSAConfig
 from tcnn.layers import GPSA2d
 from tcnn.tables import text_table
@@ -23,7 +24,7 @@ Size = tuple[int, int]
 _MOST_TAPS = 49  # the largest kernel (7×7) that is recast without being asked for by name
 
 
-class RecastError(ValueError):
+class RecastError(TCNNError):
     """A network, or a named convolution of it, cannot be recast; the message says why."""
 
 
@@ -143,7 +144,7 @@ def plan(
     """
     refuse_wrapped(cnn)
     config = config or GPSAConfig()
-    size = input_size or _own_input_size(cnn)
+    size = input_size or own_input_size(cnn)
     names = _names(cnn)
     if not names:
         raise RecastError(
@@ -323,7 +324,8 @@ def _names(model: nn.Module) -> dict[nn.Conv2d, list[str]]:
     return names
 
 
-def _own_input_size(model: nn.Module) -> tuple[int, int, int]:
+def own_input_size(model: nn.Module) -> tuple[int, int, int]:
+    """(C, H, W) by the network's `pretrained_cfg`, as timm's carry it, or else 3×224×224."""
     settings = getattr(model, "pretrained_cfg", None) or {}
     size = (
         settings.get("input_size", (3, 224, 224)) if isinstance(settings, dict) else (3, 224, 224)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tcnn import metrics
+from tcnn.files import make_folder, write_json
 from tcnn.layers import GPSA2d
 from tcnn.tables import text_table
 
@@ -259,9 +259,8 @@ def fit(
     model.cpu().eval()
     result = FitResult(config, tuple(record.history), time.monotonic() - start)
     if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(result.to_json(), indent=2)
-        (out / "history.json").write_text(text + "\n", encoding="utf-8")
+        make_folder(out)
+        write_json(out / "history.json", result.to_json())
     return result
 
 

@@ -1,0 +1,51 @@
+# Everything runs in .venv, which is made when it is not there; a second run starts at once.
+.PHONY: help demo test check venv test-slow zoo benchmark clean
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+help:  ## say what there is to make
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+demo: .venv/.demo  ## the whole story on real images, in minutes: runs/demo
+	$(BIN)/tcnn demo
+
+test: .venv/.dev  ## the tests, in minutes
+	$(BIN)/pytest -n auto
+
+check: .venv/.dev  ## format, lint, types, order of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+venv: .venv/.dev  ## set up .venv alone
+
+test-slow: .venv/.dev  ## the tests that take minutes each
+	$(BIN)/pytest -n auto -m slow
+
+zoo: .venv/.dev  ## every family of timm and torchvision, into docs/zoo.md
+	$(BIN)/pytest -n auto -m zoo -p zoo_table --zoo-table docs/zoo.md tests/test_zoo.py
+
+benchmark: .venv/.dev  ## speed beside the CNN, and what each gate costs, into benchmarks/results
+	$(BIN)/python benchmarks/recast.py --json benchmarks/results/recast_resnet50.json
+	$(BIN)/python benchmarks/gates.py --json benchmarks/results/gates.json
+
+clean:  ## remove .venv and what the tools leave
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/.demo: pyproject.toml | .venv/bin/python
+	@echo "Installing into .venv (PyTorch is large: minutes, once)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]'
+	@touch $@
+
+.venv/.dev: pyproject.toml | .venv/bin/python
+	@echo "Installing into .venv (PyTorch is large: minutes, once)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,dev]'
+	@touch $@

@@ -1,0 +1,47 @@
+"""Files and folders: written whole or not at all, and known to be writable before the work."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tcnn.errors import TCNNError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have a file written beside its place, then move it there, so that it is never half there.
+
+    Args:
+        path: the file; its folder is there.
+        write: called with the path to write to, of the same name.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as passing:
+        file = Path(passing) / path.name
+        write(file)
+        file.replace(path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain data as JSON, whole or not at all."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, if it is not there, and see that it can be written to.
+
+    Raises:
+        TCNNError: it cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise TCNNError(
+            f"Expected a folder that can be written to, but {str(folder)!r} says: "
+            f"{error.strerror}. Give another folder."
+        ) from error
