@@ -40,7 +40,8 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, but for words that cannot be understood, which exit at once with 2.
     """
-    sys.path.append(os.getcwd())  # so that package.module:function may lie in the working folder
+    if os.getcwd() not in sys.path:  # so that package.module:function may lie in this folder
+        sys.path.append(os.getcwd())
     parser = _parser()
     words = list(sys.argv[1:] if args is None else args)
     if not words:
