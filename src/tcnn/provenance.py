@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,10 +27,20 @@ def provenance() -> dict[str, Any]:
     return {
         "versions": versions,
         "hardware": {
-            "machine": platform.machine(),
+            "processor": _processor(),
             "system": platform.system(),
             "cpus": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         },
     }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it, or else its architecture."""
+    try:
+        found = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    name = found[1] if found else platform.processor()
+    return f"{name} ({platform.machine()})" if name else platform.machine()
