@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, folders known to be writable, and where figures came from."""
+"""Files that appear whole or not at all, folders that can be written to, and provenance."""
 
 from __future__ import annotations
 
