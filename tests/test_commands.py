@@ -218,8 +218,11 @@ FAILURES = [
     (("plan", NET, "--json", "file/plan.json"), "can be written to"),
     (("recast", NET, "--out", "file"), "can be written to"),
     (("recast", NET, "--out", "file/below"), "can be written to"),
-    (("recast", NET, "--out", "x", "--input_size", "[3, 7, 0]"), "3×7×0"),
-    (("recast", NET, "--out", "x", "--batch", "0"), "1 or more, but got 0"),
+    (
+        ("recast", NET, "--out", "x", "--input_size", "[3, 7, 0]"),
+        "each 1 or more, but got (3, 7, 0)",
+    ),
+    (("recast", NET, "--out", "x", "--batch", "0"), "from 1 up, but got 0"),
     (("recast", NET, "--out", "x", "--weights", "none.pth"), "none.pth"),
     (("recast", NET, "--out", "x", "--weights", "evil.pth"), "would run code"),
     (("recast", NET, "--out", "x", "--images", "nowhere"), "folder of pictures"),

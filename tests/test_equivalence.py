@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 import tcnn
 from nets import TwoStage, lively
+from tcnn.surgery import replace_convolutions
 
 SIZE = (3, 16, 16)
 
@@ -29,13 +32,11 @@ def test_errors_are_those_of_a_loop() -> None:
     report = tcnn.check_equivalence(cnn, hybrid, images)
     with torch.no_grad():
         a, b = cnn(images).double().tolist(), hybrid(images).double().tolist()
-    worst = max(
-        abs(x - y) for row, other in zip(a, b, strict=True) for x, y in zip(row, other, strict=True)
-    )
-    largest = max(abs(x) for row in a for x in row)
+    apart = [max(abs(x - y) for x, y in zip(*rows, strict=True)) for rows in zip(a, b, strict=True)]
+    relative = [d / max(map(abs, row)) for d, row in zip(apart, a, strict=True)]
     agree = sum(r.index(max(r)) == o.index(max(o)) for r, o in zip(a, b, strict=True)) / 4
-    assert report.max_abs_error == worst > 0
-    assert report.max_rel_error == worst / largest
+    assert report.max_abs_error == max(apart) > 0
+    assert report.max_rel_error == max(relative) > 0
     assert report.top1_agreement == agree
     assert [layer.name for layer in report.layers] == ["down", "deep"]
     assert report.layers[0].max_abs_error == 0 < report.layers[1].max_abs_error
@@ -84,7 +85,7 @@ class _Unused(nn.Module):
 
 def test_a_recast_layer_that_is_never_called_is_seen() -> None:
     cnn = _Unused()
-    hybrid = tcnn.recast(cnn, input_size=SIZE)
+    hybrid = replace_convolutions(cnn, {"conv": tcnn.GPSAConfig()})
     report = tcnn.check_equivalence(cnn, hybrid, torch.randn(1, *SIZE))
     assert report.max_abs_error == 0 and not report.ok
     assert report.layers[0].max_abs_error == math.inf
@@ -110,7 +111,80 @@ def test_nested_outputs_are_compared() -> None:
     assert tcnn.check_equivalence(cnn, hybrid, images).max_abs_error == pytest.approx(0.1, abs=1e-6)
 
 
+class _Gives(nn.Module):
+    """A network whose output is made from its input by a function."""
+
+    def __init__(self, make: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.make = make
+
+    def forward(self, x: Tensor) -> object:
+        return self.make(x)
+
+
+@dataclass
+class _Boxes:
+    boxes: Tensor
+    count: int = 1
+
+
+def _scaled(x: Tensor, factor: float) -> Tensor:
+    """The last image alone scaled, the first so large that it would hide the others."""
+    return torch.cat([1e6 * x[:1], x[1:-1], factor * x[-1:]])
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (lambda x: x, lambda x: x + 1e-3),
+        (lambda x: _scaled(x, 1.0), lambda x: _scaled(x, -1.0)),
+        (lambda x: {"a": x}, lambda x: {"b": x}),
+        (lambda x: {"a": x}, lambda x: [x]),
+        (lambda x: (x, 1.0), lambda x: (x, 2.0)),
+        (lambda x: (x, None), lambda x: x),
+        (lambda x: (x, None), lambda x: (x, x)),
+        (lambda x: [x, x], lambda x: [x]),
+        (lambda x: x, lambda x: x[:, :1]),
+        (lambda x: x, lambda x: x * float("nan")),
+        (lambda x: _Boxes(x), lambda x: _Boxes(x + 1)),
+        (lambda x: _Boxes(x), lambda x: _Boxes(x, 2)),
+        (lambda x: torch.complex(x, x)[0], lambda x: torch.complex(x, 2 * x)[0]),
+        (lambda x: x > 0, lambda x: x < 0),
+    ],
+)
+def test_outputs_of_any_kind_equal_themselves_and_nothing_else(
+    first: Callable[[Tensor], object], second: Callable[[Tensor], object]
+) -> None:
+    images = torch.randn(4, *SIZE, generator=torch.Generator().manual_seed(0))
+    one, other = _Gives(first), _Gives(second)
+    assert tcnn.check_equivalence(one, _Gives(first), images).ok
+    assert not tcnn.check_equivalence(one, other, images).ok
+    assert not tcnn.check_equivalence(other, one, images).ok
+
+
+def test_equal_infinities_are_equal() -> None:
+    net = _Gives(lambda x: x / 0)
+    assert tcnn.check_equivalence(net, net, torch.ones(1, *SIZE)).ok
+
+
+def test_random_numbers_and_buffers_are_the_same_for_both_and_come_back() -> None:
+    net = nn.Sequential(nn.BatchNorm2d(3), _Gives(lambda x: x + torch.randn(x.shape)))
+    net[0].register_forward_hook(lambda m, _a, _o: m.num_batches_tracked.add_(1))
+    state = torch.random.get_rng_state()
+    assert tcnn.check_equivalence(net, copy.deepcopy(net), torch.ones(2, *SIZE)).ok
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert net[0].num_batches_tracked == 0
+    assert net.training
+
+
+def test_a_network_that_does_not_run_is_one_line() -> None:
+    cnn, hybrid, _ = pair()
+    with pytest.raises(tcnn.TCNNError, match=r"TwoStage to run on images of 1×16×16, but") as error:
+        tcnn.check_equivalence(cnn, hybrid, torch.zeros(2, 1, 16, 16))
+    assert "\n" not in str(error.value)
+
+
 def test_images_must_be_a_batch() -> None:
     cnn, hybrid, _ = pair()
-    with pytest.raises(ValueError, match=r"batch \(B, C, H, W\), but got \(3, 16, 16\)"):
+    with pytest.raises(tcnn.TCNNError, match=r"batch \(B, C, H, W\), but got \(3, 16, 16\)"):
         tcnn.check_equivalence(cnn, hybrid, torch.zeros(*SIZE))

@@ -66,7 +66,7 @@ def test_weights_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("module.pth", "would run code"),
         ("cut.safetensors", "damaged"),
         ("empty.pth", "cannot be read"),
-        ("list.pth", "dictionary of tensors"),
+        ("list.pth", "dictionary of named tensors"),
         ("other.pth", "do not fit"),
         ("none.pth", "is not there"),
     ):

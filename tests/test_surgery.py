@@ -353,6 +353,214 @@ def test_distributed_data_parallel_is_refused() -> None:
         distributed.destroy_process_group()
 
 
+class _TestsTheClass(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.children():
+            x = module(x) if isinstance(module, nn.Conv2d) else x
+        return x
+
+
+class _ClosesOver(nn.Module):
+    """Calls its convolution through a function, which goes on calling the original's in a copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 3, padding=1)
+        self.call = lambda x: self.a(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(x)
+
+
+class _HoldsInAList(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 3, padding=1)
+        self.all = [self.a]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.all[0](x)
+
+
+class _SumsParameters(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + sum(p.abs().sum() for p in self.a.parameters())
+
+
+class _ReachesIn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.a._conv_forward(x, self.a.weight, None)
+
+
+class _Traces(nn.Module):
+    """Keeps features by a hook that closes over the network, and gives those."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 3, padding=1)
+        self.found: dict[str, Tensor] = {}
+        self.a.register_forward_hook(lambda _m, _a, y: self.found.update(a=y))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a(x)
+        return self.found["a"]
+
+
+@pytest.mark.parametrize(
+    "kind", [_TestsTheClass, _ClosesOver, _HoldsInAList, _SumsParameters, _ReachesIn, _Traces]
+)
+@pytest.mark.parametrize("positions", ["fixed", "learned"])
+def test_what_would_be_silently_different_is_refused(kind: type[nn.Module], positions: str) -> None:
+    torch.manual_seed(0)
+    net = kind()
+    config = tcnn.GPSAConfig(positions=positions, gate_init=0.5)  # type: ignore[arg-type]
+    with pytest.raises(RecastError, match="leave this one out") as error:
+        tcnn.recast(net, "*", config, SIZE)
+    assert "\n" not in str(error.value)
+
+
+def test_what_a_network_notes_on_a_convolution_is_kept() -> None:
+    class Notes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 3, 3, padding=1)
+            self.a.activate = True  # type: ignore[assignment]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x).relu() if self.a.activate else self.a(x)
+
+    net = Notes()
+    hybrid = tcnn.recast(net, "*", input_size=SIZE)
+    assert same_function(net, hybrid)
+    hybrid.a.activate = False
+    assert tcnn.restore(hybrid).a.activate is False
+
+
+class _Dilates(nn.Module):
+    """Runs one convolution with several settings (TridentNet's weight sharing)."""
+
+    def __init__(self, strides: bool) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 3, padding=1)
+        self.strides = strides
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.zeros(())
+        for step in (1, 2, 3):
+            self.a.dilation = self.a.padding = (step, step)
+            if self.strides:
+                self.a.stride = step  # one number, as F.conv2d takes it
+            y = y + self.a(x).mean((2, 3), keepdim=True).sin()
+        return y
+
+
+@pytest.mark.parametrize("strides", [False, True])
+def test_settings_changed_at_run_time(strides: bool) -> None:
+    torch.manual_seed(0)
+    net = _Dilates(strides)
+    hybrid = tcnn.recast(net, "*", input_size=SIZE)
+    assert same_function(net, hybrid)
+    assert same_function(net, tcnn.restore(hybrid))
+    with pytest.raises(RecastError, match="changes from call to call"):
+        tcnn.recast(net, "*", tcnn.GPSAConfig(positions="learned"), SIZE)
+
+
+def test_restoring_keeps_settings_changed_since() -> None:
+    for change in ({"stride": (2, 2)}, {"padding_mode": "circular"}, {"padding": 2}):
+        layer = GPSA2d(3, 3, 3, padding=1)
+        for name, value in change.items():
+            setattr(layer, name, value)
+        x = torch.randn(2, 3, 9, 8)
+        assert torch.equal(layer.eval()(x), layer.to_conv2d()(x))
+
+
+def test_hooks_on_gradients_are_refused() -> None:
+    net = TwoStage()
+    net.stem.weight.register_hook(lambda g: g * 0)
+    with pytest.raises(RecastError, match=r"stem\.weight has a hook on its gradient"):
+        tcnn.recast(net, "deep", input_size=SIZE)
+    net = TwoStage()
+    net.deep.register_backward_hook(lambda _m, i, _o: i)
+    with pytest.raises(RecastError, match="register_full_backward_hook"):
+        tcnn.recast(net, "deep", input_size=SIZE)
+
+
+def test_attributes_of_parameters_and_hooks_of_state_dicts_are_kept() -> None:
+    net = TwoStage()
+    net.stem.weight.lr_scale = 3.0  # type: ignore[attr-defined]
+    net.deep.weight.lr_scale = 2.0  # type: ignore[attr-defined]
+    seen: list[nn.Module] = []
+    net.deep.register_load_state_dict_pre_hook(lambda module, *_: seen.append(module))
+    hybrid = tcnn.recast(net, "deep", input_size=SIZE)
+    assert (hybrid.stem.weight.lr_scale, hybrid.deep.weight.lr_scale) == (3.0, 2.0)
+    hybrid.load_state_dict(hybrid.state_dict())
+    assert seen == [hybrid.deep]
+
+
+def test_planning_changes_nothing_of_the_network() -> None:
+    class Starts(nn.Module):
+        """Takes its shift from the first batch, as ActNorm does."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.register_buffer("mean", torch.zeros(3))
+            self.register_buffer("started", torch.tensor(False))
+
+        def forward(self, x: Tensor) -> Tensor:
+            if not self.started:
+                self.mean = x.mean((0, 2, 3)) + 1
+                self.started.fill_(True)
+            return self.conv(x - self.mean.view(-1, 1, 1))
+
+    net = Starts()
+    mean = net.mean
+    hybrid = tcnn.recast(net, "*", input_size=SIZE)
+    for network in (net, hybrid):
+        assert not network.started
+        assert not network.mean.any()
+    assert net.mean is mean
+
+
+def test_weights_that_disagree_with_the_settings() -> None:
+    for shape in ((3, 2, 3, 3), (3, 3, 1, 1)):
+        net = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1))
+        net[0].weight = nn.Parameter(torch.zeros(shape))
+        with pytest.raises(RecastError, match="its attributes say 3×3×3×3"):
+            tcnn.recast(net, lambda _name, _conv: True, input_size=(shape[1], 16, 16))
+    net = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1, padding_mode="circular"))
+    net[0].padding = (2, 2)
+    with pytest.raises(RecastError, match="padding was changed after construction"):
+        tcnn.recast(net, "*", input_size=SIZE)
+
+
+def test_misuse_is_told_in_one_line() -> None:
+    net = TwoStage()
+    for arguments, said in (
+        ({"targets": 5}, "`targets` to be a glob"),
+        ({"targets": [1]}, "`targets` to be a glob"),
+        ({"input_size": 5}, "`input_size` as"),
+        ({"input_size": (3, 0, 4)}, "`input_size` as"),
+        ({"cnn": lambda x: x}, "an nn.Module, but got function"),
+    ):
+        with pytest.raises(RecastError, match=said):
+            tcnn.plan(**{"cnn": net, "input_size": SIZE, **arguments})
+    net.pretrained_cfg = {"input_size": 224}  # type: ignore[assignment]
+    assert tcnn.plan(net).input_size == (3, 224, 224)
+
+
 def test_fx_graph_modules_are_exact() -> None:
     net = lively(TwoStage()).eval()
     traced = torch.fx.symbolic_trace(net)

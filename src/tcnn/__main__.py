@@ -47,7 +47,10 @@ def main(args: Sequence[str] | None = None) -> int:
     if not words:
         parser.print_help()
         return 2
-    parsed = parser.parse_args(words)
+    try:
+        parsed = parser.parse_args(words)
+    except (ValueError, OSError) as error:  # a YAML file that is no text
+        parser.error(str(error))
     name = parsed.subcommand
     try:
         chosen = parser.children[name].instantiate(parsed[name])
@@ -65,6 +68,16 @@ def main(args: Sequence[str] | None = None) -> int:
             name,
             f"Expected {missing} to be installed, but it is not: "
             f"pip install 'transformed-cnn[{extra}]'",
+        )
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search(
+            r"allocate memory|out of mem", str(error)
+        ):
+            raise
+        return _fail(
+            name,
+            "Expected enough memory for this network, batch and image size, but it ran out: "
+            "give a smaller --batch or --input_size.",
         )
     except KeyboardInterrupt:
         print(f"tcnn {name}: interrupted", file=sys.stderr)
@@ -89,6 +102,7 @@ class _Parser(jsonargparse.ArgumentParser):
 
     def _plainly(self, line: str) -> str:
         """jsonargparse's message in the words of all other errors; its own where it is new."""
+        line = line[max(0, line.rfind("Parser key")) :]  # the innermost of nested ones
         if found := re.match(
             r'Parser key "(.+?)":.*Subtypes: [\[(](.+?)[\])] Errors:.*Given value: (.*)', line
         ):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -49,7 +50,7 @@ def save(model: nn.Module, folder: str | Path, *, classes: Sequence[str] | None 
     """
     folder = Path(folder)
     origin = sources.origin(model)
-    names = origin.classes if classes is None else tuple(classes)
+    names = origin.classes if classes is None else _checked(classes)
     _check_class_count(model, names)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,6 +66,7 @@ def save(model: nn.Module, folder: str | Path, *, classes: Sequence[str] | None 
                     for name, layer in model.named_modules()
                     if isinstance(layer, GPSA2d)
                 },
+                "structure": _structure(model),
                 "classes": None if names is None else list(names),
                 "channels_last": _is_channels_last(model),
                 "weights_sha256": _digest(weights),
@@ -74,14 +76,19 @@ def save(model: nn.Module, folder: str | Path, *, classes: Sequence[str] | None 
             # Both are whole by now. Should the second move not happen, the digest gives it away.
             weights.replace(folder / WEIGHTS)
             settings.replace(folder / SETTINGS)
-    except (OSError, SafetensorError) as error:
-        said = getattr(error, "strerror", None) or error
+    except OSError as error:
         raise CheckpointError(
-            f"Expected to write to the folder {str(folder)!r}, but it says: {said}."
+            f"Expected to write to the folder {str(folder)!r}, but it says: "
+            f"{error.strerror or error}."
         ) from error
     except TypeError as error:
         raise CheckpointError(
             f"Expected model settings that are plain data, but {error}: {origin.settings!r}"
+        ) from error
+    except Exception as error:  # tensors of a kind, or on a device, that safetensors cannot write
+        raise CheckpointError(
+            f"Expected a network that can be saved, but {type(model).__name__} in {str(folder)!r} "
+            f"raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         ) from error
 
 
@@ -113,12 +120,13 @@ def load(
             model = surgery.replace_convolutions(
                 model, {name: GPSAConfig(**options) for name, options in layers.items()}
             )
+        _check_structure(model, settings["structure"])
         sources.parameters_like(model, state)
         if settings["channels_last"]:
             model = model.to(memory_format=torch.channels_last)
         safetensors.torch.load_model(model, str(folder / WEIGHTS))
-    except (surgery.RecastError, TypeError, ValueError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:300]
+    except (TCNNError, TypeError, ValueError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:400]
         raise CheckpointError(
             f"Expected {str(folder)!r} to fit {type(model).__name__}, but {said}"
         ) from error
@@ -141,9 +149,10 @@ def _build(folder: Path, model: dict[str, Any]) -> nn.Module:
             f"Expected {str(folder)!r} to say how to build its network, but load_model did not "
             "build the one that was saved: pass the network with cnn= (--cnn of a command)."
         )
-    if not sources.is_own(name):
+    if not sources.is_self_contained(name, model["settings"]):
         raise CheckpointError(
-            f"{str(folder)!r} names {name!r}, and calling it would run code that the folder chose: "
+            f"{str(folder)!r} names {name!r}, which would run code or read files that the folder "
+            "chose: "
             "build the network yourself and pass it with cnn= (--cnn of a command)."
         )
     try:
@@ -178,7 +187,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     version = settings.get("format") if isinstance(settings, dict) else None
     if version != _FORMAT:
         raise CheckpointError(
-            f"Expected format {_FORMAT} in {str(file)!r}, but got {version!r}: "
+            f"Expected format {_FORMAT} in {str(file)!r}, but got {repr(version)[:40]}: "
             "it was written by another version of tcnn, or is not its file."
         )
     if not _well_formed(settings):
@@ -201,6 +210,7 @@ def _well_formed(settings: dict[str, Any]) -> bool:
             classes is None
             or (isinstance(classes, list) and all(isinstance(c, str) for c in classes))
         )
+        and isinstance(settings.get("structure"), dict)
         and isinstance(settings.get("channels_last"), bool)
         and isinstance(settings.get("weights_sha256"), str)
     )
@@ -209,12 +219,14 @@ def _well_formed(settings: dict[str, Any]) -> bool:
 def _weights(folder: Path, digest: str) -> dict[str, Any]:
     """The folder's tensors, checked against the digest beside them."""
     file = folder / WEIGHTS
+    if not file.is_file():
+        raise CheckpointError(f"Expected weights in {str(file)!r}, but that is missing or no file.")
     try:
         state = safetensors.torch.load_file(file)
         intact = _digest(file) == digest
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"Expected whole weights in {str(file)!r}, but the file is missing or damaged: {error}"
+            f"Expected whole weights in {str(file)!r}, but the file is damaged: {error}"
         ) from error
     if not intact:
         raise CheckpointError(
@@ -234,6 +246,39 @@ def _class_difference(folder: Path, wanted: list[str], saved: list[str] | None) 
         return f"{where}, but got {len(wanted)} classes where it has {len(saved)}."
     index = next(i for i, (a, b) in enumerate(zip(wanted, saved, strict=True)) if a != b)
     return f"{where}, but class {index} is {wanted[index]!r} where it has {saved[index]!r}."
+
+
+def _checked(classes: Sequence[str]) -> tuple[str, ...]:
+    """The class names, if that is what they are."""
+    names = tuple(classes)
+    if isinstance(classes, str) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"Expected `classes` as a list of names, but got {repr(classes)[:80]}."
+        )
+    try:
+        "".join(names).encode()
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"Expected class names that are Unicode, but {error}.") from None
+    return names
+
+
+def _structure(model: nn.Module) -> dict[str, str]:
+    """Each module's class and settings, by name: what a state dict does not tell of a network."""
+    return {
+        name: re.sub(r" at 0x[0-9a-f]+", "", f"{type(module).__name__}({module.extra_repr()})")
+        for name, module in model.named_modules()
+    }
+
+
+def _check_structure(model: nn.Module, saved: dict[str, str]) -> None:
+    built = _structure(model)
+    for name in dict.fromkeys([*saved, *built]):
+        if built.get(name) != saved.get(name):
+            raise CheckpointError(
+                f"{name or 'the network'} was {str(saved.get(name, 'not there'))[:80]} when it was "
+                f"saved and is {built.get(name, 'not there')[:80]} now: change the network as it "
+                "was changed then and pass it with cnn=, or use the versions it was saved with"
+            )
 
 
 def _check_class_count(model: nn.Module, classes: Sequence[str] | None) -> None:

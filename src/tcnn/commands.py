@@ -226,6 +226,9 @@ def _network(
 ) -> Any:
     from tcnn.models import load_model
 
+    for key in settings or {}:
+        if key in ("name", "pretrained", "weights"):
+            raise TCNNError(f"Expected {key!r} as an option of the command, not in model_settings.")
     if pretrained is None:
         published = name.startswith(("timm:", "torchvision:"))
         pretrained = published and weights is None
@@ -252,8 +255,8 @@ def _compare(
     from tcnn.data import pictures
     from tcnn.equivalence import check_equivalence
 
-    if batch < 1:
-        raise TCNNError(f"Expected --batch to be 1 or more, but got {batch}.")
+    if batch < 1 or min(size) < 1:
+        raise TCNNError(f"Expected --batch and --input_size from 1 up, but got {batch} and {size}.")
     if images is None:
         what = "random images"
         x = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))

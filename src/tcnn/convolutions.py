@@ -6,6 +6,8 @@ function of its parameters alone. Everything else is refused by name, with the r
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +94,11 @@ def refusal(conv: nn.Conv2d) -> str | None:
             f"{name} has a forward of its own, so what it computes is not known: "
             "replace it with nn.Conv2d, or leave it out of the targets"
         )
+    if conv._backward_hooks and conv._is_full_backward_hook is False:
+        return (
+            "it has a hook by the old register_backward_hook, which sees the gradients of one "
+            "operation inside: use register_full_backward_hook"
+        )
     parametrized = parametrize.is_parametrized(conv)
     for tensor in ("weight", "bias"):
         if tensor not in conv._parameters and not (
@@ -117,7 +124,46 @@ def refusal(conv: nn.Conv2d) -> str | None:
             )
         if parameter.dtype not in _FLOATING:
             return f"its weight is {parameter.dtype}: attention needs a real floating-point type"
+    shape = (conv.out_channels, conv.in_channels // conv.groups, *pair(conv.kernel_size))
+    found = conv._parameters.get("weight")
+    if 0 in shape or (found is not None and tuple(found.shape) != shape):
+        return (
+            f"its weight is {'×'.join(map(str, shape if found is None else found.shape))} where "
+            f"its attributes say {'×'.join(map(str, shape))}: "
+            "make them agree, and leave none of them 0"
+        )
+    if conv.padding_mode != "zeros" and list(
+        conv._reversed_padding_repeated_twice
+    ) != reversed_padding(conv):
+        return (
+            f"its padding was changed after construction, which {conv.padding_mode} padding "
+            "does not follow: build it with the padding that it is to have"
+        )
     return None
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """A setting of a convolution along rows and columns; other code may have set one number."""
+    sizes = tuple(size) if isinstance(size, Iterable) else (size,)
+    return int(sizes[0]), int(sizes[-1])
+
+
+def reversed_padding(conv: nn.Conv2d) -> list[int]:
+    """(left, right, top, bottom), which `nn.Conv2d` keeps for padding modes other than zeros."""
+    if conv.padding == "valid":
+        return [0, 0, 0, 0]
+    if isinstance(conv.padding, str):
+        totals = [
+            d * (k - 1) for d, k in zip(pair(conv.dilation), pair(conv.kernel_size), strict=True)
+        ]
+        return [n for total in reversed(totals) for n in (total // 2, total - total // 2)]
+    return [n for number in reversed(pair(conv.padding)) for n in (number, number)]
+
+
+def notes(conv: nn.Module) -> dict[str, Any]:
+    """What stands on a module besides parameters, submodules, hooks and mode: its settings."""
+    internal = nn.Module().__dict__.keys()
+    return {name: value for name, value in conv.__dict__.items() if name not in internal}
 
 
 def bare(module: nn.Module, conv: nn.Conv2d) -> nn.Conv2d:
@@ -128,9 +174,9 @@ def bare(module: nn.Module, conv: nn.Conv2d) -> nn.Conv2d:
     cls: Any = parametrize.type_before_parametrizations(conv)
     twin: nn.Conv2d = cls.__new__(cls)
     nn.Module.__init__(twin)
-    own = twin.__dict__.keys()
-    twin.__dict__.update({k: v for k, v in conv.__dict__.items() if k not in own})
-    return twin.train(module.training)
+    twin.__dict__.update(notes(conv))
+    twin.training = module.training  # not .train(): a subclass may override it
+    return twin
 
 
 def move_state(source: nn.Module, target: nn.Module, names: tuple[str, ...]) -> None:
@@ -158,7 +204,13 @@ def move_state(source: nn.Module, target: nn.Module, names: tuple[str, ...]) -> 
             or name.startswith("_forward_")
             or name == "_is_full_backward_hook"
         ):
-            target.__dict__[name] = copy(value)  # hooks added later are the target's alone
+            hooks = copy(value)  # hooks added later are the target's alone
+            target.__dict__[name] = hooks
+            if name.startswith("_load_state_dict"):
+                for key, hook in hooks.items():
+                    if getattr(hook, "with_module", False):  # it holds its module weakly
+                        hooks[key] = copy(hook)
+                        hooks[key].module = weakref.ref(target)
 
 
 def standardized(weight: Tensor, scale: Tensor | None, eps: float) -> Tensor:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tcnn.errors import TCNNError
 from tcnn.layers import GPSA2d
+from tcnn.running import undisturbed
 from tcnn.tables import text_table
 
 _TOLERANCES = {
@@ -21,14 +23,21 @@ _TOLERANCES = {
 }
 
 
+_Leaves = list[tuple[str, Any]]
+
+
+class EquivalenceError(TCNNError):
+    """Two networks cannot be compared on a batch; the message says why."""
+
+
 @dataclass(frozen=True)
 class LayerError:
     """Difference of one module's outputs, or of the networks' own ("output").
 
     Attributes:
-        max_abs_error: max |a - b|; infinite where outputs differ in shape, or a module is called in
-            one network alone.
-        max_rel_error: max |a - b| / max |a|.
+        max_abs_error: max |a - b|; infinite where outputs differ in shape or structure, or a module
+            is called in one network alone.
+        max_rel_error: the largest max |a - b| / max |a| of any tensor and image.
     """
 
     name: str
@@ -57,6 +66,11 @@ class EquivalenceReport:
     tolerance: float
     dtype: str
     images: int
+
+    @property
+    def errors(self) -> tuple[float, float]:
+        """Absolute and relative error of the networks' outputs."""
+        return self.max_abs_error, self.max_rel_error
 
     @property
     def ok(self) -> bool:
@@ -101,7 +115,8 @@ def check_equivalence(
 ) -> EquivalenceReport:
     """Run two networks on the same images in eval mode and measure how far apart they are.
 
-    The relative error of a layer or output is max |a - b| / max |a|, a being the first network's.
+    The relative error of a tensor is max |a - b| / max |a|, a being the first network's, image by
+    image, so that a large image does not hide a small one. Structure must be equal too.
 
     Args:
         cnn: the network to hold the other against.
@@ -112,10 +127,10 @@ def check_equivalence(
             float16, 5e-2 in bfloat16.
 
     Raises:
-        ValueError: `images` is not a non-empty batch.
+        EquivalenceError: `images` is not a non-empty batch, or a network does not run on it.
     """
     if images.dim() != 4 or not images.numel():
-        raise ValueError(
+        raise EquivalenceError(
             f"Expected `images` as a batch (B, C, H, W), but got {tuple(images.shape)}."
         )
     if dtype is not None:
@@ -129,14 +144,14 @@ def check_equivalence(
     expected, ours = _run(cnn, images, names)
     got, theirs = _run(hybrid, images, names)
     layers = tuple(
-        LayerError(name, *_difference(ours.get(name), theirs.get(name)))
+        LayerError(name, *_difference(ours.get(name), theirs.get(name), len(images)))
         for name in dict.fromkeys([*ours, *theirs])
     )
     scores = [next(iter(_tensors(output)), None) for output in (expected, got)]
     used = next((p.dtype for p in cnn.parameters() if p.is_floating_point()), images.dtype)
     return EquivalenceReport(
         layers,
-        *_difference(list(_tensors(expected)), list(_tensors(got))),
+        *_difference(expected, got, len(images)),
         top1_agreement=_agreement(*scores),
         tolerance=_TOLERANCES.get(used, 1e-5) if tolerance is None else tolerance,
         dtype=str(used).removeprefix("torch."),
@@ -144,64 +159,99 @@ def check_equivalence(
     )
 
 
-def _run(model: nn.Module, images: Tensor, names: set[str]) -> tuple[Any, dict[str, list[Tensor]]]:
-    """Output of a network, and of its named modules by call, in the order of the calls."""
+def _run(model: nn.Module, images: Tensor, names: set[str]) -> tuple[_Leaves, dict[str, _Leaves]]:
+    """Leaves of a network's output, and of its named modules' by call, in order of the calls."""
     parameter = next((p for p in model.parameters() if p.is_floating_point()), images)
-    outputs: dict[str, list[Tensor]] = {}
-    modules = list(model.modules())
-    modes = [module.training for module in modules]
-    named = {name: m for name, m in model.named_modules() if name in names}
+    outputs: dict[str, _Leaves] = {}
 
     def keep(name: str) -> Any:
-        return lambda _module, _args, output: outputs.setdefault(name, []).extend(
-            tensor.clone()
-            for tensor in _tensors(output)  # a later module may work in place
-        )
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            leaves = outputs.setdefault(name, [])
+            for path, value in _leaves(output, f"call {len(leaves)}"):
+                # A later module may work in place.
+                leaves.append((path, value.clone() if isinstance(value, Tensor) else value))
 
-    handles = [module.register_forward_hook(keep(name)) for name, module in named.items()]
+        return hook
+
+    handles = [
+        module.register_forward_hook(keep(name))
+        for name, module in model.named_modules()
+        if name in names
+    ]
     try:
-        for module in modules:
-            module.training = False
-        # A network that draws numbers in eval mode draws the same ones in both runs.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with undisturbed(model):
             result = model(images.to(parameter.device, parameter.dtype))
+    except Exception as error:
+        raise EquivalenceError(
+            f"Expected {type(model).__name__} to run on images of "
+            f"{'×'.join(map(str, images.shape[1:]))}, but it raised {type(error).__name__}: "
+            f"{str(error).strip().partition(chr(10))[0]}"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
-    return result, outputs
+    return list(_leaves(result)), outputs
 
 
-def _tensors(output: Any) -> Iterator[Tensor]:
-    """The tensors of a nested output, in order."""
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, dict):
-        for value in output.values():
-            yield from _tensors(value)
+def _leaves(output: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The tensors and other values of a nested output, each with its place."""
+    items: Iterable[tuple[Any, Any]]
+    if isinstance(output, Mapping):
+        items = output.items()
     elif isinstance(output, list | tuple):
-        for value in output:
-            yield from _tensors(value)
+        items = enumerate(output)
+    elif is_dataclass(output) and not isinstance(output, type):
+        items = [(field.name, getattr(output, field.name)) for field in fields(output)]
+    elif output is None or isinstance(output, Tensor | str | int | float | complex):
+        yield path, output
+        return
+    else:
+        yield path, type(output)  # nothing that can be compared
+        return
+    yield path, type(output)
+    for key, value in items:
+        yield from _leaves(value, f"{path}/{key}")
 
 
-def _difference(a: list[Tensor] | None, b: list[Tensor] | None) -> tuple[float, float]:
-    """max |a - b| and max |a - b| / max |a| over lists of tensors."""
-    if not a or not b or [t.shape for t in a] != [t.shape for t in b]:
-        return float("inf"), float("inf")
-    errors = [
-        (float((x.double() - y.double()).abs().max()), float(x.double().abs().max()))
-        for x, y in zip((t.cpu() for t in a), (t.cpu() for t in b), strict=True)
-        if x.numel()
-    ]
+def _tensors(leaves: _Leaves) -> list[Tensor]:
+    return [value for _, value in leaves if isinstance(value, Tensor)]
+
+
+def _difference(a: _Leaves | None, b: _Leaves | None, images: int) -> tuple[float, float]:
+    """max |a - b|, and max |a - b| / max |a| by tensor and image; infinite for a mismatch."""
+    mismatch = (float("inf"), float("inf"))
+    if not a or not b or [path for path, _ in a] != [path for path, _ in b]:
+        return mismatch
+    absolute, relative = [0.0], [0.0]
+    for (_, x), (_, y) in zip(a, b, strict=True):
+        if isinstance(x, Tensor) and isinstance(y, Tensor) and x.shape == y.shape:
+            for difference, size in _by_image(x, y, images):
+                absolute.append(difference)
+                zero = 0.0 if difference == 0 else float("inf")
+                relative.append(difference / size if size else zero)
+        elif isinstance(x, Tensor) or isinstance(y, Tensor) or x != y:
+            return mismatch
     # Not max(): a NaN must come through.
-    absolute = torch.tensor([e for e, _ in errors] or [0.0], dtype=torch.float64).max().item()
-    relative = [e / size if size else (0.0 if e == 0 else float("inf")) for e, size in errors]
-    return absolute, torch.tensor(relative or [0.0], dtype=torch.float64).max().item()
+    return tuple(torch.tensor(e, dtype=torch.float64).max().item() for e in (absolute, relative))  # type: ignore[return-value]
+
+
+def _by_image(x: Tensor, y: Tensor, images: int) -> list[tuple[float, float]]:
+    """max |x - y| and max |x| of each image, or of the whole where the first axis is not images."""
+    if not x.numel():
+        return []
+    rows = images if x.dim() > 1 and len(x) == images else 1
+    wide = torch.complex128 if x.is_complex() or y.is_complex() else torch.float64
+    x, y = (tensor.detach().cpu().to(wide).reshape(rows, -1) for tensor in (x, y))
+    differences, sizes = (x - y).abs().amax(dim=1), x.abs().amax(dim=1)
+    # Equal infinities are equal, though their difference is not a number.
+    same = (x == y).all(dim=1)
+    return list(zip(differences.masked_fill(same, 0.0).tolist(), sizes.tolist(), strict=True))
 
 
 def _agreement(a: Tensor | None, b: Tensor | None) -> float | None:
+    """Share of images, or pixels, with the same arg max over axis 1, of class scores."""
     if a is None or b is None or a.dim() not in (2, 4) or a.shape != b.shape or not a.numel():
+        return None
+    if not (a.is_floating_point() and b.is_floating_point()):
         return None
     return (a.argmax(dim=1) == b.argmax(dim=1)).double().mean().item()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from tcnn import metrics
 from tcnn.corruptions import CORRUPTIONS, SEVERITIES, corrupt_all
 from tcnn.data import ImageSet, loader
+from tcnn.running import eval_mode
 from tcnn.tables import text_table
 
 
@@ -204,15 +204,3 @@ def evaluate_corrupted(
             mean = sum(row.result.top1 for row in rows[-len(severities) :]) / len(severities)
             progress(f"{name}: top-1 {mean:.1%}")
     return RobustnessResult(clean, tuple(rows))
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The network in eval mode inside, every module back in its own mode after."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -130,7 +130,7 @@ def project_heads(x: Tensor, weight: Tensor) -> Tensor:
         (B, heads, H·W, d_k).
     """
     projected = F.conv2d(x, weight.flatten(0, 1)[..., None, None])
-    return projected.view(len(x), *weight.shape[:2], x.shape[2] * x.shape[3]).mT
+    return projected.view(x.shape[0], *weight.shape[:2], x.shape[2] * x.shape[3]).mT
 
 
 def content_attention(queries: Tensor, keys: Tensor, outside: Tensor | None = None) -> Tensor:
@@ -142,8 +142,11 @@ def content_attention(queries: Tensor, keys: Tensor, outside: Tensor | None = No
         outside: (Nq, Nk), True where a key may not be attended to; None allows all.
 
     Returns:
-        (B, heads, Nq, Nk), rows summing to 1.
+        (B, heads, Nq, Nk), rows summing to 1; of float16 in float32, for its scores would overflow.
     """
+    if queries.dtype == torch.float16:
+        with torch.autocast(queries.device.type, enabled=False):
+            return content_attention(queries.float(), keys.float(), outside)
     scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
     if outside is not None:
         scores = scores.masked_fill(outside, -torch.inf)
@@ -160,9 +163,10 @@ def content_attend(x: Tensor, attention: Tensor) -> Tensor:
     Returns:
         (B, C, heads, Nq).
     """
-    pixels = x.flatten(2).transpose(1, 2)
-    attended = torch.bmm(attention.flatten(1, 2), pixels)
-    return attended.view(*attention.shape[:3], x.shape[1]).permute(0, 3, 1, 2)
+    # X on the left: its gradient then lies in memory as X does. Transposed, with one image in the
+    # batch, it has strides that PyTorch's batch norm misreads on a CPU (wrong gradients, silently).
+    weights = attention.flatten(1, 2).transpose(1, 2).to(x.dtype)
+    return torch.bmm(x.flatten(2), weights).view(*x.shape[:2], *attention.shape[1:3])
 
 
 def output_matrix(attended: Tensor, kernel: Tensor, groups: int) -> Tensor:

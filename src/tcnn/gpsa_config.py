@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
+
+_MOST = 65536  # pixels of a window, or width of a head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +50,20 @@ class GPSAConfig:
     def __post_init__(self) -> None:
         _one_of("gate", self.gate, ("linear", "sigmoid"))
         _one_of("positions", self.positions, ("fixed", "learned"))
-        _number("gate_init", self.gate_init, 0.0 <= self.gate_init <= 1.0, "a number from 0 to 1")
+        _number("gate_init", self.gate_init, lambda g: 0 <= g <= 1, "a number from 0 to 1")
         _number(
             "locality_strength",
             self.locality_strength,
-            0.0 < self.locality_strength < float("inf"),
+            lambda α: 0 < α < float("inf"),
             "a finite number above 0 (α = ∞ is positions='fixed')",
         )
-        _number("attn_drop", self.attn_drop, 0.0 <= self.attn_drop < 1.0, "a number in [0, 1)")
+        _number("attn_drop", self.attn_drop, lambda p: 0 <= p < 1, "a number in [0, 1)")
         for name, value in (("qk_dim", self.qk_dim), ("window", self.window)):
             whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and (not whole or value < 1):
+            if value is not None and (not whole or not 1 <= value <= _MOST):
                 raise ValueError(
-                    f"Expected `{name}` to be None or a whole number from 1 up, but got {value!r}."
+                    f"Expected `{name}` to be None or a whole number from 1 to {_MOST}, "
+                    f"but got {value!r}."
                 )
 
 
@@ -68,6 +72,6 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"Expected `{name}` to be one of {allowed}, but got {value!r}.")
 
 
-def _number(name: str, value: float, holds: bool, wanted: str) -> None:
-    if not holds:
+def _number(name: str, value: float, holds: Callable[[float], bool], wanted: str) -> None:
+    if not isinstance(value, int | float) or not holds(value):
         raise ValueError(f"Expected `{name}` to be {wanted}, but got {value!r}.")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from tcnn import convolutions, functional
 from tcnn.geometry import Geometry
@@ -137,18 +138,11 @@ class GPSA2d(nn.Module):
         reason = convolutions.refusal(conv)
         if reason is not None:
             raise ValueError(f"This convolution cannot be recast: {reason}.")
-        self.config = config
+        # The convolution's settings, and whatever else its network has noted on it.
+        self.__dict__.update(convolutions.notes(conv))
         self.__dict__["_conv"] = convolutions.bare(conv, conv)  # not a submodule
-        for name in (*nn.Conv2d.__constants__, "transposed", "output_padding"):
-            if hasattr(conv, name):
-                setattr(self, name, getattr(conv, name))
-        self._geometry = Geometry(
-            self.kernel_size,
-            self.stride,
-            self.dilation,
-            self.padding,
-            convolutions.is_dynamic_same(conv),
-        )
+        self.config = config
+        self._dynamic_same = convolutions.is_dynamic_same(conv)
         self._standardized = convolutions.is_standardized(conv)
 
         reference = next(conv.parameters())
@@ -178,6 +172,9 @@ class GPSA2d(nn.Module):
         if reason is not None:
             raise ValueError(f"This layer is not a convolution: {reason}.")
         conv = convolutions.bare(self, self._conv)
+        kept = convolutions.notes(conv).keys() & self.__dict__.keys()
+        conv.__dict__.update({name: self.__dict__[name] for name in kept})  # changes included
+        conv._reversed_padding_repeated_twice = convolutions.reversed_padding(conv)
         source = copying.deepcopy(self) if copy else self
         convolutions.move_state(source, conv, ("weight", "bias", "gain"))
         return conv
@@ -189,6 +186,8 @@ class GPSA2d(nn.Module):
         attention on its own tap.
         """
         share = self.content_share.detach()
+        if share.is_meta:
+            return "it is on the meta device, where its gates have no values"
         open_heads = int(share.count_nonzero())
         if open_heads:
             return (
@@ -203,12 +202,23 @@ class GPSA2d(nn.Module):
                 shifted = offsets + centre[:, None]
                 logits = v_pos[:, :1] * shifted**2 + v_pos[:, axis : axis + 1] * shifted
                 stray = 1 - logits.softmax(dim=1)[:, 64]
-                if stray.max() > torch.finfo(self.v_pos.dtype).eps:
+                if not stray.max() <= torch.finfo(self.v_pos.dtype).eps:  # so that NaN is none
                     return (
                         f"learned positions spread up to {stray.max().item():.2g} of a head's "
                         "attention beyond its kernel tap"
                     )
         return None
+
+    @property
+    def _geometry(self) -> Geometry:
+        # From the attributes as they are now: other code changes them after construction.
+        return Geometry(
+            convolutions.pair(self.kernel_size),
+            convolutions.pair(self.stride),
+            convolutions.pair(self.dilation),
+            self.padding if isinstance(self.padding, str) else convolutions.pair(self.padding),
+            self._dynamic_same,
+        )
 
     @property
     def heads(self) -> int:
@@ -226,6 +236,7 @@ class GPSA2d(nn.Module):
         return self._gate_and_share()[1]
 
     def forward(self, input: Tensor) -> Tensor:
+        """Y of (B, C, H, W) or (C, H, W), as from `torch.nn.Conv2d`."""
         if input.dim() == 3:
             return self.forward(input[None])[0]
         x = input
@@ -296,10 +307,18 @@ class GPSA2d(nn.Module):
 
         A shut head adds nothing, but the gradient of a trainable gate, ⟨∂L/∂A, S - P⟩, needs S.
         """
-        trained = torch.is_grad_enabled() and self.gating_param.requires_grad
-        if trained or share.is_meta or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or share.is_meta:
             return slice(None)
-        open_heads: list[int] = share.detach().nonzero().flatten().tolist()
+        trained = torch.is_grad_enabled() and self.gating_param.requires_grad
+        # All heads take part in dropout, so that a recomputation draws the same random numbers.
+        drops = self.training and self.config.attn_drop > 0
+        dual: Any = forward_ad.unpack_dual  # untyped
+        if trained or drops or dual(share).tangent is not None:
+            return slice(None)
+        try:
+            open_heads: list[int] = share.detach().nonzero().flatten().tolist()
+        except RuntimeError:  # under vmap, where the values differ from network to network
+            return slice(None)
         if len(open_heads) == self.heads:
             return slice(None)
         return open_heads or None
@@ -328,8 +347,21 @@ class GPSA2d(nn.Module):
         y = functional.output_matrix(attended, kernel.flatten(2) * gate, self.groups)
         if self.bias is not None:
             y = y + self.bias.to(y.dtype).view(-1, 1, 1)
+        return y.contiguous(memory_format=self._memory_format(x))
+
+    def _memory_format(self, x: Tensor) -> torch.memory_format:
+        """That of the convolution's output: channels last if its input or its kernel is."""
         layout = torch.channels_last
-        return y.contiguous(memory_format=layout) if x.is_contiguous(memory_format=layout) else y
+        for tensor in (x, self.weight):
+            # With one channel a tensor counts as both, and its strides say which it is meant to be.
+            ambiguous = tensor.is_contiguous() and tensor.shape[1] > 1
+            if (
+                tensor.is_contiguous(memory_format=layout)
+                and tensor.stride(1) == 1
+                and not ambiguous
+            ):
+                return layout
+        return torch.contiguous_format
 
     # Content
 

@@ -16,6 +16,7 @@ from tcnn import convolutions
 from tcnn.errors import TCNNError
 from tcnn.gpsa_config import GPSAConfig
 from tcnn.layers import GPSA2d
+from tcnn.running import undisturbed
 from tcnn.tables import text_table
 
 Targets = str | Sequence[str] | Callable[[str, nn.Conv2d], bool] | None
@@ -142,6 +143,13 @@ def plan(
         RecastError: the network is wrapped or compiled, does not run at `input_size`, or a glob
             matches none of its convolutions.
     """
+    if not isinstance(cnn, nn.Module):
+        raise RecastError(f"Expected `cnn` to be an nn.Module, but got {type(cnn).__name__}.")
+    if input_size is not None and not _is_size(input_size):
+        raise RecastError(
+            "Expected `input_size` as (channels, height, width), each 1 or more, "
+            f"but got {input_size!r}."
+        )
     refuse_wrapped(cnn)
     config = config or GPSAConfig()
     size = input_size or own_input_size(cnn)
@@ -159,27 +167,27 @@ def plan(
     choice = _choose(names, targets, calls)
     rows = []
     for conv, (name, *_) in names.items():
-        grids = calls.get(conv, [])
+        mine = calls.get(conv, [])
         reason = choice[conv]
-        refusal = None if reason else convolutions.refusal(conv)
-        added = (0, 0) if reason or refusal else _cost(conv, config, grids)
+        refusal = None if reason else convolutions.refusal(conv) or _wavering(config, mine)
+        added = (0, 0) if reason or refusal else _cost(conv, config, mine)
         rows.append(
             PlanRow(
                 name=name,
                 kind=convolutions.type_name(conv),
-                kernel_size=_pair(conv.kernel_size),
-                stride=_pair(conv.stride),
+                kernel_size=convolutions.pair(conv.kernel_size),
+                stride=convolutions.pair(conv.stride),
                 groups=conv.groups,
-                grid=max((out for _, out in grids), key=_area, default=None),
+                grid=max((call.outputs for call in mine), key=_area, default=None),
                 status="skipped" if reason else "refused" if refusal else "recast",
                 reason=reason or refusal or "",
-                heads=0 if reason or refusal else _area(_pair(conv.kernel_size)),
+                heads=0 if reason or refusal else _area(convolutions.pair(conv.kernel_size)),
                 parameters=added[0],
                 flops=added[1],
             )
         )
     parameters = sum(p.numel() for p in cnn.parameters())
-    return Plan(tuple(rows), size, parameters)
+    return Plan(tuple(rows), (size[0], size[1], size[2]), parameters)
 
 
 # Choosing
@@ -188,7 +196,7 @@ def plan(
 def _choose(
     names: dict[nn.Conv2d, list[str]],
     targets: Targets,
-    calls: dict[nn.Module, list[tuple[Size, Size]]],
+    calls: _Calls,
 ) -> dict[nn.Conv2d, str]:
     """Why each convolution is left out; an empty reason takes it."""
     if targets is None:
@@ -197,7 +205,13 @@ def _choose(
         chosen = {conv for conv, (name, *_) in names.items() if targets(name, conv)}
     else:
         chosen = set()
-        for pattern in [targets] if isinstance(targets, str) else targets:
+        patterns = [targets] if isinstance(targets, str) else targets
+        if not isinstance(patterns, Sequence) or not all(isinstance(p, str) for p in patterns):
+            raise RecastError(
+                "Expected `targets` to be a glob, a list of globs, a predicate (name, conv) or "
+                f"None, but got {targets!r}."
+            )
+        for pattern in patterns:
             matched = {
                 c for c, ns in names.items() if any(fnmatch.fnmatchcase(n, pattern) for n in ns)
             }
@@ -230,15 +244,13 @@ def _nearest(pattern: str, names: list[str]) -> str:
     return min(names, key=distance)
 
 
-def _coarsest(
-    names: dict[nn.Conv2d, list[str]], calls: dict[nn.Module, list[tuple[Size, Size]]]
-) -> dict[nn.Conv2d, str]:
+def _coarsest(names: dict[nn.Conv2d, list[str]], calls: _Calls) -> dict[nn.Conv2d, str]:
     """The default targets, as reasons for leaving the others out."""
     # Layers that are recast already count for the coarsest grid, or a second recast would move up
     # to the next stage.
     grids = {
-        module: max((out for _, out in sizes), key=_area)
-        for module, sizes in calls.items()
+        module: max((call.outputs for call in mine), key=_area)
+        for module, mine in calls.items()
         if isinstance(module, nn.Conv2d | GPSA2d) and not _unfit(module)
     }
     coarsest = min((g for g in grids.values() if _area(g) > 1), key=_area, default=None)
@@ -260,24 +272,24 @@ def _coarsest(
 
 def _unfit(conv: nn.Conv2d | GPSA2d) -> str:
     """Why a convolution is never a default target."""
-    kernel = _pair(conv.kernel_size)
+    kernel = convolutions.pair(conv.kernel_size)
     if _area(kernel) == 1:
         return "its kernel is 1×1"
-    if kernel == _pair(conv.stride):
+    if kernel == convolutions.pair(conv.stride):
         return "patchify: its kernel is its stride"
     if _area(kernel) > _MOST_TAPS:
         return f"its kernel has {_area(kernel)} taps, more than {_MOST_TAPS}"
     return ""
 
 
-def _cost(conv: nn.Conv2d, config: GPSAConfig, calls: list[tuple[Size, Size]]) -> tuple[int, int]:
+def _cost(conv: nn.Conv2d, config: GPSAConfig, calls: list[_Call]) -> tuple[int, int]:
     """Parameters and operations that recasting a convolution adds, summed over its calls."""
-    heads, channels = _area(_pair(conv.kernel_size)), conv.in_channels
+    heads, channels = _area(convolutions.pair(conv.kernel_size)), conv.in_channels
     learned = config.positions == "learned"
     width = heads * (config.qk_dim or max(8, channels // heads))
     parameters = 2 * channels * width + heads + (3 * heads if learned else 0)
     flops = 0
-    for inputs, outputs in calls:
+    for inputs, outputs in ((call.inputs, call.outputs) for call in calls):
         keys, queries = _area(inputs), _area(outputs)
         output = heads * queries * channels // conv.groups * conv.out_channels
         flops += 2 * (
@@ -289,7 +301,29 @@ def _cost(conv: nn.Conv2d, config: GPSAConfig, calls: list[tuple[Size, Size]]) -
     return parameters, flops
 
 
+def _wavering(config: GPSAConfig, calls: list[_Call]) -> str | None:
+    """Why learned positions cannot follow a convolution's calls; None where they can."""
+    if config.positions == "learned" and len({call.settings for call in calls}) > 1:
+        return (
+            "its stride, padding or dilation changes from call to call, which learned positions "
+            "cannot follow: use fixed ones"
+        )
+    return None
+
+
 # Looking at a network
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a convolution: sizes of input and output, and stride, padding and dilation."""
+
+    inputs: Size
+    outputs: Size
+    settings: tuple[Size | str, ...]
+
+
+_Calls = dict[nn.Module, list[_Call]]
 
 
 def refuse_wrapped(model: nn.Module) -> None:
@@ -326,39 +360,42 @@ def _names(model: nn.Module) -> dict[nn.Conv2d, list[str]]:
 
 def own_input_size(model: nn.Module) -> tuple[int, int, int]:
     """(C, H, W) by the network's `pretrained_cfg`, as timm's carry it, or else 3×224×224."""
-    settings = getattr(model, "pretrained_cfg", None) or {}
-    size = (
-        settings.get("input_size", (3, 224, 224)) if isinstance(settings, dict) else (3, 224, 224)
+    settings = getattr(model, "pretrained_cfg", None)
+    size: Any = settings.get("input_size") if isinstance(settings, dict) else None
+    return (size[0], size[1], size[2]) if _is_size(size) else (3, 224, 224)
+
+
+def _is_size(size: Any) -> bool:
+    """Whether it is (C, H, W)."""
+    return (
+        isinstance(size, Sequence)
+        and len(size) == 3
+        and all(isinstance(n, int) and n >= 1 for n in size)
     )
-    return (int(size[0]), int(size[1]), int(size[2]))
 
 
-def _trace(
-    model: nn.Module, input_size: tuple[int, int, int]
-) -> dict[nn.Module, list[tuple[Size, Size]]]:
-    """Input and output size of each call of each convolution, for one empty image, in eval mode."""
-    calls: dict[nn.Module, list[tuple[Size, Size]]] = {}
+def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> _Calls:
+    """The calls of each convolution, recast or not, for one empty image, in eval mode."""
+    calls: _Calls = {}
 
-    def record(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> None:
+    def record(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         x = args[0] if args else kwargs["input"]
-        sizes = ((x.shape[-2], x.shape[-1]), (output.shape[-2], output.shape[-1]))
-        calls.setdefault(module, []).append(sizes)
+        settings = tuple(
+            setting if isinstance(setting, str) else convolutions.pair(setting)
+            for setting in (module.stride, module.padding, module.dilation)
+        )
+        inputs, outputs = (x.shape[-2], x.shape[-1]), (output.shape[-2], output.shape[-1])
+        calls.setdefault(module, []).append(_Call(inputs, outputs, settings))
 
-    modules = list(model.modules())
     numbers = (p for p in model.parameters() if p.is_floating_point() or p.is_complex())
     parameter = next(numbers, torch.empty(0))
-    modes = [module.training for module in modules]
     handles = [
         module.register_forward_hook(record, with_kwargs=True)
-        for module in modules
+        for module in model.modules()
         if isinstance(module, nn.Conv2d | GPSA2d)
     ]
     try:
-        for module in modules:
-            module.training = False  # not .eval(): a network may override it, with side effects
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with undisturbed(model):
             model(torch.zeros(1, *input_size, dtype=parameter.dtype, device=parameter.device))
     except Exception as error:
         summary = str(error).strip().partition("\n")[0]
@@ -370,13 +407,7 @@ def _trace(
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
     return calls
-
-
-def _pair(size: Any) -> Size:
-    return (int(size[0]), int(size[1]))
 
 
 def _area(size: Size) -> int:

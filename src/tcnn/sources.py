@@ -53,10 +53,15 @@ def set_origin(model: nn.Module, value: Origin) -> None:
     model.__dict__["_tcnn_origin"] = value
 
 
-def is_own(name: str) -> bool:
-    """Whether building the network runs only code that timm, torchvision or this package ship."""
-    scheme = name.partition(":")[0]
-    return scheme in ("timm", "torchvision") or name.startswith(_OWN)
+def is_self_contained(name: str, settings: Mapping[str, Any]) -> bool:
+    """Whether building the network takes only what timm, torchvision or this package ship.
+
+    No code from elsewhere is run, and neither files nor addresses are read.
+    """
+    scheme, _, rest = name.partition(":")
+    shipped = scheme in ("timm", "torchvision") or name.startswith(_OWN)
+    reads = [key for key in settings if key.startswith(("pretrained", "weights", "checkpoint"))]
+    return shipped and ":" not in rest and not any(settings[key] for key in reads)
 
 
 def build(name: str, pretrained: bool, settings: Mapping[str, Any]) -> nn.Module:
@@ -122,14 +127,15 @@ def _read(file: Path) -> Mapping[str, Any]:
             "which is refused: save its state_dict() with safetensors or torch.save first "
             f"({str(error).strip().partition(chr(10))[0][:160]})"
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # a damaged file can make the reader raise anything
         raise ModelError(
             f"Expected weights in {str(file)!r}, but it cannot be read: "
             f"{str(error).strip().partition(chr(10))[0]}"
         ) from None
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) or not all(isinstance(key, str) for key in content):
         raise ModelError(
-            f"Expected a dictionary of tensors in {str(file)!r}, but got {type(content).__name__}."
+            f"Expected a dictionary of named tensors in {str(file)!r}, "
+            f"but got {type(content).__name__}."
         )
     return content
 
@@ -172,8 +178,11 @@ def _from_function(
         )
     try:
         target = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"Expected a model as {SCHEMES}, but {name!r} gives {error}.") from error
+    except Exception as error:  # importing runs the module, and that can raise anything
+        said = str(error).strip().partition("\n")[0]
+        raise ModelError(
+            f"Expected a model as {SCHEMES}, but {name!r} gives {type(error).__name__}: {said}."
+        ) from error
     try:
         return target(**settings)  # type: ignore[no-any-return]
     except Exception as error:
@@ -207,7 +216,16 @@ def _failed(
 
 
 def parameters_like(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give parameters and buffers the dtypes of a state dict, in place; ties between them stay."""
+    """Give parameters and buffers the dtypes of a state dict, in place; ties between them stay.
+
+    Buffers that a state dict leaves out follow where the whole network changed its dtype.
+    """
+    own, saved = (
+        {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+        for tensors in (model.state_dict(), state)
+    )
+    if len(own) == len(saved) == 1:
+        model.to(dtype=saved.pop())
     for name, tensor in model.state_dict(keep_vars=True).items():
         if name in state and tensor.dtype != state[name].dtype:
             tensor.data = tensor.data.to(state[name].dtype)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 
+import torch
 from torch import nn
 
+from tcnn.equivalence import EquivalenceError, LayerError, check_equivalence
 from tcnn.gpsa_config import GPSAConfig
 from tcnn.layers import GPSA2d
 from tcnn.planning import RecastError, Targets, plan, refuse_wrapped
@@ -54,7 +57,41 @@ def recast(
             + f"each of the {len(steps)} in the network is left out "
             f"({'; '.join(list(reasons)[:3])}): name the ones to recast with targets=."
         )
-    return replace_convolutions(cnn, {row.name: config or GPSAConfig() for row in steps.taken})
+    hybrid = replace_convolutions(cnn, {row.name: config or GPSAConfig() for row in steps.taken})
+    _prove(cnn, hybrid, [row.name for row in steps.taken], steps.input_size)
+    return hybrid
+
+
+def _prove(cnn: nn.Module, hybrid: nn.Module, names: list[str], size: tuple[int, int, int]) -> None:
+    """Raise unless recasting the named layers left the network's function as it was.
+
+    A network may read a convolution, test for its class, or hold it where surgery cannot reach. So
+    both are run on one random image, the hybrid as its shut twin, which is the CNN to the bit.
+    """
+    if any(parameter.is_meta for parameter in cnn.parameters()):
+        return
+    exact = GPSAConfig()
+    if any(layer.config != exact for layer in hybrid.modules() if isinstance(layer, GPSA2d)):
+        hybrid = replace_convolutions(cnn, dict.fromkeys(names, exact))
+    image = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+    remedy = (
+        "The network reads or tests its convolutions besides calling them: leave this one out of "
+        "the targets, or make the network call it"
+    )
+    try:
+        report = check_equivalence(cnn, hybrid, image)
+    except EquivalenceError as error:
+        raise RecastError(f"Once recast ({', '.join(names[:3])}, …): {error}. {remedy}.") from error
+    for layer in (*report.layers, LayerError("the output", *report.errors)):
+        if not layer.max_rel_error <= report.tolerance:
+            how = (
+                "does not match (it is called in one network alone, or gives something else)"
+                if math.isinf(layer.max_rel_error)
+                else f"differs by {layer.max_rel_error:.2g} of its largest value"
+            )
+            raise RecastError(
+                f"Expected the same function once recast, but {layer.name} {how}. {remedy}."
+            )
 
 
 def replace_convolutions(cnn: nn.Module, configs: dict[str, GPSAConfig]) -> nn.Module:
@@ -123,8 +160,18 @@ def not_restorable(hybrid: nn.Module) -> dict[str, str]:
 
 
 def _copy(model: nn.Module) -> nn.Module:
+    """A copy in which parameters keep their attributes, which `copy.deepcopy` alone drops."""
+    for name, parameter in model.named_parameters():
+        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+            raise RecastError(
+                f"Expected a network that can be copied, but {name} has a hook on its gradient "
+                "(by register_hook), which no copy keeps: remove it, and register it on the hybrid."
+            )
     try:
-        return copy.deepcopy(model)
+        model_copy = copy.deepcopy(model)
+        for old, new in zip(model.parameters(), model_copy.parameters(), strict=True):
+            new.__dict__.update({k: v for k, v in old.__dict__.items() if k not in new.__dict__})
+        return model_copy
     except Exception as error:
         raise RecastError(
             f"Expected a network that can be copied, but copy.deepcopy of {type(model).__name__} "
