@@ -184,3 +184,83 @@ def test_unwritable_folder_keeps_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="plain data"):
         tcnn.save(broken, tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_a_network_changed_since_it_was_built_is_not_rebuilt_silently(tmp_path: Path) -> None:
+    """A state dict says nothing of strides, pools and activations."""
+    for change in (
+        lambda net: setattr(net, "maxpool", nn.Identity()),
+        lambda net: setattr(net.conv1[0], "stride", (1, 1)),
+        lambda net: setattr(net.layer2[0], "act1", nn.GELU()),
+    ):
+        net = tcnn.load_model("timm:resnet10t", num_classes=3)
+        change(net)
+        model = tcnn.recast(net, input_size=(3, 64, 64))
+        tcnn.save(model, tmp_path)
+        with pytest.raises(CheckpointError, match="when it was saved and is") as error:
+            tcnn.load(tmp_path)
+        assert "\n" not in str(error.value)
+        again = tcnn.load_model("timm:resnet10t", num_classes=3)
+        with pytest.raises(CheckpointError, match="when it was saved and is"):
+            tcnn.load(tmp_path, cnn=again)
+        change(again)
+        assert same(model, tcnn.load(tmp_path, cnn=again), torch.randn(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("torchvision:fcn_resnet50", {"weights_backbone": "DEFAULT"}),
+        ("torchvision:resnet18", {"weights": "DEFAULT"}),
+        ("timm:hf-hub:somebody/something", {}),
+        ("timm:local-dir:/somewhere", {}),
+        ("timm:resnet10t", {"checkpoint_path": "evil.pth"}),
+        ("timm:resnet10t", {"pretrained_cfg": {"file": "evil.pth"}}),
+        ("timm:resnet10t", {"pretrained": True}),
+    ],
+)
+def test_loading_reads_nothing_that_the_folder_names(
+    name: str, settings: dict[str, object], tmp_path: Path
+) -> None:
+    tcnn.save(hybrid(), tmp_path)
+    _edit(tmp_path, lambda s: s["model"].update(name=name, settings=settings))
+    with pytest.raises(CheckpointError, match="would run code or read files"):
+        tcnn.load(tmp_path)
+
+
+@pytest.mark.parametrize("classes", [[0, 1, 2], [None] * 3, "abc", ["a", "b", "\udc80"]])
+def test_class_lists_that_could_not_be_read_again(classes: list[str], tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="class") as error:
+        tcnn.save(hybrid(), tmp_path, classes=classes)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_networks_that_cannot_be_written(tmp_path: Path) -> None:
+    for buffer in (torch.empty(2, device="meta"), torch.eye(2).to_sparse()):
+        model = hybrid()
+        model.register_buffer("odd", buffer)
+        with pytest.raises(CheckpointError) as error:
+            tcnn.save(model, tmp_path)
+        assert "\n" not in str(error.value)
+        assert not list(tmp_path.iterdir())
+
+
+class _Scaled(nn.Module):
+    """A network with a buffer that its state dict leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.register_buffer("scale", torch.full((4, 1, 1), 2.0), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) * self.scale
+
+
+def test_buffers_outside_the_state_dict_follow_the_dtype(tmp_path: Path) -> None:
+    model = tcnn.recast(_Scaled().eval(), input_size=SIZE).bfloat16()
+    tcnn.save(model, tmp_path)
+    again = tcnn.load(tmp_path, cnn=_Scaled())
+    assert again.scale.dtype == torch.bfloat16
+    assert same(model, again, torch.randn(2, *SIZE).bfloat16())

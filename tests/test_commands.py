@@ -196,6 +196,9 @@ USAGE = [
     (("plan", NET, "--config", "none.yaml"), "none.yaml"),
     (("plan", NET, "--config", "typo.yaml"), "no option tragets; the nearest is --targets"),
     (("plan", NET, "--config", "broken.yaml"), "parsing config"),
+    (("plan", NET, "--config", "binary.yaml"), "decode"),
+    (("plan", NET, "--gpsa", "{gate: x}"), "--gpsa.gate to be Literal"),
+    (("plan", NET, "--gpsa.window", "1000000000000"), "`window` to be None or a whole number"),
 ]
 
 
@@ -205,6 +208,7 @@ USAGE = [
 def test_usage(capsys: pytest.CaptureFixture[str], args: tuple[str, ...], said: str) -> None:
     Path("typo.yaml").write_text("tragets: x\n")
     Path("broken.yaml").write_text("targets: [\n")
+    Path("binary.yaml").write_bytes(b"\xff\xfe\x00\xd8")
     assert said in fails(capsys, 2, *args)
 
 
@@ -223,6 +227,11 @@ FAILURES = [
         "each 1 or more, but got (3, 7, 0)",
     ),
     (("recast", NET, "--out", "x", "--batch", "0"), "from 1 up, but got 0"),
+    (("plan", "broken:net"), "SyntaxError"),
+    (("plan", NET, "--model_settings.pretrained", "true"), "an option of the command"),
+    (("verify", "cnn", "cnn", "--input_size", "[1, 32, 32]"), "run on images of 1×32×32"),
+    (("verify", "cnn", "cnn", "--input_size", "[3, -1, 2]"), "from 1 up"),
+    (("recast", NET, "--out", "x", "--batch", "100000000"), "enough memory"),
     (("recast", NET, "--out", "x", "--weights", "none.pth"), "none.pth"),
     (("recast", NET, "--out", "x", "--weights", "evil.pth"), "would run code"),
     (("recast", NET, "--out", "x", "--images", "nowhere"), "folder of pictures"),
@@ -244,9 +253,10 @@ FAILURES = [
 def test_failures(capsys: pytest.CaptureFixture[str], args: tuple[str, ...], said: str) -> None:
     Path("file").touch()
     Path("raises.py").write_text("def net():\n    raise RuntimeError('no such thing')\n")
+    Path("broken.py").write_text("def net(:\n")
     torch.save(torch.nn.Linear(1, 1), "evil.pth")
     tcnn.save(tcnn.load_model(NET, depth=14), "cnn")
-    if args[1] == NET and args[0] != "verify":
+    if args[1] == NET and args[0] != "verify" and "--model_settings.pretrained" not in args:
         args = (*args, *SETTINGS)
     before = sorted(Path().rglob("*"))
     assert said in fails(capsys, 1, *args)

@@ -58,6 +58,8 @@ def test_weights_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     Path("evil.pth").write_bytes(pickle.dumps(_Evil(), protocol=2))
     torch.save(nn.Linear(1, 1), "module.pth")
     Path("cut.safetensors").write_bytes(b"12345")
+    torch.save({1: torch.ones(1)}, "number.pth")
+    Path("odd.pth").write_bytes(b"\x80\x02.")
     Path("empty.pth").touch()
     torch.save([1], "list.pth")
     torch.save({"a": torch.ones(1)}, "other.pth")
@@ -67,6 +69,8 @@ def test_weights_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ("cut.safetensors", "damaged"),
         ("empty.pth", "cannot be read"),
         ("list.pth", "dictionary of named tensors"),
+        ("number.pth", "dictionary of named tensors"),
+        ("odd.pth", "cannot be read"),
         ("other.pth", "do not fit"),
         ("none.pth", "is not there"),
     ):
@@ -82,6 +86,8 @@ def test_names_that_are_refused() -> None:
         ("timm:resnet5", "nearest: resnet50"),
         ("torchvision:resnet5", "nearest: resnet50"),
         ("nonesuch.module:net", "nonesuch"),
+        (":net", "ValueError"),
+        (".relative:net", "TypeError"),
         ("tcnn.networks:nonesuch", "nonesuch"),
         ("os:getcwd", "an nn.Module, but got str"),
     ):
