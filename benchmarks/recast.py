@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import tcnn
+from tcnn.provenance import provenance
 from tcnn.tables import text_table
 
 
@@ -108,11 +108,6 @@ def main() -> None:
     results = {
         "command": f"python benchmarks/recast.py --model {args.model} --size {args.size} "
         f"--batch {args.batch} --runs {args.runs}",
-        "device": torch.cuda.get_device_name()
-        if device.type == "cuda"
-        else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "recast_seconds": statistics.median(surgery),
         "forward": compare(
             alternate({n: forward(m, images) for n, m in networks.items()}, args.runs, device)
@@ -123,7 +118,7 @@ def main() -> None:
     }
     print(
         f"{args.model} at {args.size} px, batch {args.batch}, {device.type}, "
-        f"{results['threads']} threads"
+        f"{torch.get_num_threads()} threads"
     )
     print(f"recast: {results['recast_seconds']:.2f} s (median of 5)")
     for kind in ("forward", "training step"):
@@ -140,7 +135,7 @@ def main() -> None:
         print(text_table(("network", "median ms", "x CNN", "quartiles"), rows))
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=2) + "\n")
+        args.json.write_text(json.dumps({**results, **provenance()}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
