@@ -167,7 +167,7 @@ def test_demo_takes_its_options(
     import tcnn.demo
 
     seen = []
-    monkeypatch.setattr(tcnn.demo, "run", lambda *args: seen.append(args[:2]))
+    monkeypatch.setattr(tcnn.demo, "run", lambda *args, **_: seen.append(args[:2]))
     assert main(["demo", "--out", "x", "--seed", "4"]) == 0
     assert main(["demo"]) == 0
     assert seen == [(Path("x"), 4), (Path("runs/demo"), 0)]
@@ -273,7 +273,7 @@ def test_a_missing_package_is_named(
 def test_interrupting(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     import tcnn.demo
 
-    def interrupted(*_args: object) -> None:
+    def interrupted(*_args: object, **_options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(tcnn.demo, "run", interrupted)

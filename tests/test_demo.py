@@ -88,7 +88,7 @@ def test_the_story(ran: tuple[DemoResult, list[str]]) -> None:
     assert result.plan.table() in story
     assert result.equivalence.table() in story
     assert story.count("epoch") == 4
-    assert lines[-1] == closing(result)
+    assert lines[-1] == closing(result, "tcnn")
     for words in ("What was shown", "gates.png", "tcnn plan timm:resnet50.a1_in1k", "± "):
         assert words in lines[-1]
 

@@ -125,6 +125,7 @@ def test_memory_format_is_the_convolutions(
         assert layer(x).is_contiguous(memory_format=layout) == expected
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 @pytest.mark.parametrize("positions", ["fixed", "learned"])
 def test_compiled_without_a_break_for_every_size(positions: str):
     config = tcnn.GPSAConfig(positions=positions, window=5, locality_strength=2.0)

@@ -23,9 +23,14 @@ def run_demo(*, out: str = "runs/demo", seed: int = 0) -> int:
         out: Folder for the hybrid, metrics.json and the pictures.
         seed: Fixes everything random.
     """
+    import shutil
+    import sys
+
     from tcnn.demo import run
 
-    run(Path(out), seed, _echo)
+    called = sys.argv[0] if Path(sys.argv[0]).name == "tcnn" else "python -m tcnn"
+    program = "tcnn" if shutil.which("tcnn") else called
+    run(Path(out), seed, _echo, program=program)
     return 0
 
 

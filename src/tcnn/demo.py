@@ -71,7 +71,9 @@ class DemoConfig:
     """Severities that both are tested at."""
 
 
-def run(out: Path, seed: int, echo: Echo, *, config: DemoConfig | None = None) -> DemoResult:
+def run(
+    out: Path, seed: int, echo: Echo, *, config: DemoConfig | None = None, program: str = "tcnn"
+) -> DemoResult:
     """Run the demonstration, and write the hybrid, metrics.json and three pictures to `out`.
 
     Args:
@@ -80,6 +82,7 @@ def run(out: Path, seed: int, echo: Echo, *, config: DemoConfig | None = None) -
             as many threads.
         echo: called with each line of the story.
         config: what to train; None is the demonstration as it is meant.
+        program: how the command line is called from where it was, for what to type next.
 
     Raises:
         TCNNError: `out` cannot be written to; found out before anything is trained.
@@ -88,7 +91,9 @@ def run(out: Path, seed: int, echo: Echo, *, config: DemoConfig | None = None) -
     for folder in (out, out / "hybrid"):
         make_folder(folder)
     with reproducible(seed):
-        return _Demo(out, seed, echo, config).run()
+        result = _Demo(out, seed, echo, config).run()
+    echo(closing(result, program))
+    return result
 
 
 class _Demo:
@@ -145,7 +150,6 @@ class _Demo:
             write_whole(self.out / name, partial(figure.savefig, dpi=150))
         self.seconds["total"] = time.monotonic() - start
         self._write_metrics(result)
-        echo(closing(result))
         return result
 
     def _fit(self, name: str, model: nn.Module, recipe: TrainConfig, seed: int) -> FitResult:

@@ -167,8 +167,13 @@ def _attention_figure(seen: Capture, images: ImageSet) -> Figure:
     )[0]
 
 
-def closing(result: DemoResult) -> str:
-    """The last lines: what was shown, in figures; where the files are; what to type next."""
+def closing(result: DemoResult, program: str) -> str:
+    """The last lines: what was shown, in figures; where the files are; what to type next.
+
+    Args:
+        result: what was measured.
+        program: how the command line is called from where it was.
+    """
     report, differences, out = result.equivalence, result.differences(), result.out
     heads = result.heads.heads
     shares = [head.content_share for head in heads]
@@ -192,8 +197,8 @@ def closing(result: DemoResult) -> str:
         f'Hybrid:   {out / "hybrid"}, which tcnn.load("{out / "hybrid"}") reads',
         "",
         "Next, with a network of your own (timm:NAME, torchvision:NAME, package.module:function):",
-        "  tcnn plan timm:resnet50.a1_in1k",
-        "  tcnn recast timm:resnet50.a1_in1k --out runs/r50",
+        f"  {program} plan timm:resnet50.a1_in1k",
+        f"  {program} recast timm:resnet50.a1_in1k --out runs/r50",
     ]
     return "\n".join(lines)
 
