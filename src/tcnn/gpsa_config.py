@@ -37,7 +37,7 @@ class GPSAConfig:
 
     window: int | None = None
     """Side in pixels of the neighbourhood of the query that content keys come from; None is the
-    whole image."""
+    whole image. It limits what a head sees, not what it costs."""
 
     attn_drop: float = 0.0
     """Dropout probability on the entries of the content attention, in training."""
