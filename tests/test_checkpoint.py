@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -264,3 +265,50 @@ def test_buffers_outside_the_state_dict_follow_the_dtype(tmp_path: Path) -> None
     again = tcnn.load(tmp_path, cnn=_Scaled())
     assert again.scale.dtype == torch.bfloat16
     assert same(model, again, torch.randn(2, *SIZE).bfloat16())
+
+
+def test_what_changes_nothing_of_the_function_may_change(tmp_path: Path) -> None:
+    """Settings of training, as update_bn, Grad-CAM and fine-tuning change them."""
+    net = tcnn.load_model("timm:resnet10t", num_classes=3)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    net.layer1[0].drop_block = nn.Dropout(0.1)
+    model = tcnn.recast(net, input_size=(3, 64, 64))
+    tcnn.save(model, tmp_path)
+    assert same(model, tcnn.load(tmp_path), torch.randn(2, 3, 64, 64))
+
+
+class _Mute(nn.Sequential):
+    """A class of the user's own, with a description that cannot be had, or is never the same."""
+
+    def extra_repr(self) -> str:
+        raise RuntimeError("no description")
+
+
+def test_descriptions_that_cannot_be_had(tmp_path: Path) -> None:
+    def build() -> nn.Module:
+        net = _Mute(nn.Conv2d(3, 4, 3, padding=1)).eval()
+        net[0].padding = 1  # one number, which nn.Conv2d's own description does not take
+        return net
+
+    model = tcnn.recast(build(), input_size=SIZE)
+    tcnn.save(model, tmp_path)
+    assert same(model, tcnn.load(tmp_path, cnn=build()), torch.randn(2, *SIZE))
+
+
+def test_modules_that_ask_for_their_version_load(tmp_path: Path) -> None:
+    model = tcnn.recast(tcnn.load_model("torchvision:mnasnet0_5"), input_size=(3, 64, 64))
+    tcnn.save(model, tmp_path)
+    assert same(model, tcnn.load(tmp_path), torch.randn(2, 3, 64, 64))
+
+
+def test_files_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        tcnn.save(hybrid(), tmp_path)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o644}

@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 import tempfile
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 import tcnn
 from tcnn import sources, surgery
@@ -30,6 +31,8 @@ from tcnn.layers import GPSA2d
 WEIGHTS = "model.safetensors"
 SETTINGS = "tcnn.json"
 _FORMAT = 1
+# Modules that pass their input on in eval mode.
+_IDLE = {"Identity", "Dropout", "Dropout2d", "DropPath", "DropBlock2d", "StochasticDepth"}
 
 
 class CheckpointError(TCNNError):
@@ -73,6 +76,7 @@ def save(model: nn.Module, folder: str | Path, *, classes: Sequence[str] | None 
             }
             text = json.dumps(content, indent=2, ensure_ascii=False)
             settings.write_text(text + "\n", encoding="utf-8")
+            weights.chmod(settings.stat().st_mode)  # safetensors lets nobody else read its files
             # Both are whole by now. Should the second move not happen, the digest gives it away.
             weights.replace(folder / WEIGHTS)
             settings.replace(folder / SETTINGS)
@@ -124,7 +128,7 @@ def load(
         sources.parameters_like(model, state)
         if settings["channels_last"]:
             model = model.to(memory_format=torch.channels_last)
-        safetensors.torch.load_model(model, str(folder / WEIGHTS))
+        _load_state(model, state)
     except (TCNNError, TypeError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:400]
         raise CheckpointError(
@@ -236,6 +240,22 @@ def _weights(folder: Path, digest: str) -> dict[str, Any]:
     return state
 
 
+def _load_state(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy the tensors in; of tied tensors a file holds one."""
+    own = model.state_dict(keep_vars=True)
+    versioned = OrderedDict(state)
+    # A safetensors file has no place for the versions of modules, which some of them ask for.
+    versioned._metadata = own._metadata  # type: ignore[attr-defined]
+    missing, unexpected = model.load_state_dict(versioned, strict=False)
+    loaded = {id(own[name]) for name in state if name in own}
+    missing = [name for name in missing if id(own[name]) not in loaded]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{', '.join(missing[:3]) or 'nothing'} is missing and "
+            f"{', '.join(unexpected[:3]) or 'nothing'} is not expected"
+        )
+
+
 def _class_difference(folder: Path, wanted: list[str], saved: list[str] | None) -> str:
     if saved is None:
         return (
@@ -263,11 +283,27 @@ def _checked(classes: Sequence[str]) -> tuple[str, ...]:
 
 
 def _structure(model: nn.Module) -> dict[str, str]:
-    """Each module's class and settings, by name: what a state dict does not tell of a network."""
+    """Each module's class and settings, by name: what a state dict does not tell of a network.
+
+    Left out is what changes nothing of the function: modules that pass their input on in eval mode,
+    and settings of training. Settings are taken from classes that are known to state them plainly.
+    """
     return {
-        name: re.sub(r" at 0x[0-9a-f]+", "", f"{type(module).__name__}({module.extra_repr()})")
+        name: type(module).__name__ + _settings_of(module)
         for name, module in model.named_modules()
+        if type(module).__name__ not in _IDLE
     }
+
+
+def _settings_of(module: nn.Module) -> str:
+    if type(module).__module__.partition(".")[0] not in ("torch", "torchvision", "timm", "tcnn"):
+        return ""
+    try:
+        said = module.extra_repr()
+    except Exception:  # it was changed in a way that its own description does not take
+        return ""
+    said = re.sub(r"(, )?\b(inplace|momentum)=\w[\w.+-]*", "", said)
+    return f"({re.sub(r' at 0x[0-9a-f]+', '', said)})"
 
 
 def _check_structure(model: nn.Module, saved: dict[str, str]) -> None:
