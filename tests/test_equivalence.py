@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import math
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -128,6 +130,14 @@ class _Boxes:
     count: int = 1
 
 
+class _Plain:
+    """No class that anything is known of."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.found = x
+        self.itself = self
+
+
 def _scaled(x: Tensor, factor: float) -> Tensor:
     """The last image alone scaled, the first so large that it would hide the others."""
     return torch.cat([1e6 * x[:1], x[1:-1], factor * x[-1:]])
@@ -150,6 +160,10 @@ def _scaled(x: Tensor, factor: float) -> Tensor:
         (lambda x: _Boxes(x), lambda x: _Boxes(x, 2)),
         (lambda x: torch.complex(x, x)[0], lambda x: torch.complex(x, 2 * x)[0]),
         (lambda x: x > 0, lambda x: x < 0),
+        (lambda x: x.numpy(), lambda x: x.numpy() + 1),
+        (lambda x: _Plain(x), lambda x: _Plain(x + 1)),
+        (lambda x: x.log(), lambda x: x.log() + 1e-2),  # with NaN in both
+        (lambda x: (x, float("nan")), lambda x: (x, 1.0)),
     ],
 )
 def test_outputs_of_any_kind_equal_themselves_and_nothing_else(
@@ -165,6 +179,40 @@ def test_outputs_of_any_kind_equal_themselves_and_nothing_else(
 def test_equal_infinities_are_equal() -> None:
     net = _Gives(lambda x: x / 0)
     assert tcnn.check_equivalence(net, net, torch.ones(1, *SIZE)).ok
+
+
+def test_buffers_of_every_kind_come_back() -> None:
+    class Changes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("none", None)
+            self.register_buffer("grows", torch.zeros(1))
+            self.register_buffer("moved", torch.zeros(3))
+            self.register_buffer("wide", torch.arange(4.0).expand(2, 4))
+            self.register_buffer("sparse", torch.eye(2).to_sparse())
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.none = torch.ones(1)
+            self.grows.data = torch.ones(5)
+            self.moved.resize_(2).fill_(7.0)
+            self.register_buffer("added", torch.ones(1), persistent=False)
+            return x
+
+    net = Changes()
+    before = {name: value.to_dense().clone() for name, value in net.state_dict().items()}
+    assert tcnn.check_equivalence(net, copy.deepcopy(net), torch.ones(2, *SIZE)).ok
+    after = {name: value.to_dense() for name, value in net.state_dict().items()}
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert net.none is None
+    assert not hasattr(net, "added")
+
+
+def test_random_numbers_of_all_kinds_are_the_same_for_both_and_come_back() -> None:
+    net = _Gives(lambda x: x + random.random() + np.random.rand())
+    states = random.getstate(), np.random.get_state()[1].tolist()
+    assert tcnn.check_equivalence(net, copy.deepcopy(net), torch.ones(2, *SIZE)).ok
+    assert states == (random.getstate(), np.random.get_state()[1].tolist())
 
 
 def test_random_numbers_and_buffers_are_the_same_for_both_and_come_back() -> None:

@@ -431,6 +431,86 @@ def test_what_would_be_silently_different_is_refused(kind: type[nn.Module], posi
     assert "\n" not in str(error.value)
 
 
+class _Picky(nn.Module):
+    """Takes pixels in [0, 1] alone, and has NaN in its output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.min() < 0 or x.max() > 1:
+            raise ValueError("Expected pixels in [0, 1]")
+        y = self.a((x + 1e-3).log())
+        return torch.where(y > 0, y, torch.nan)
+
+
+class _Empty(nn.Module):
+    """Takes an empty image alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.any():
+            raise ValueError("Expected an empty image")
+        return self.a(x)
+
+
+@pytest.mark.parametrize("kind", [_Picky, _Empty])
+def test_networks_with_a_domain_of_their_own_are_not_refused(kind: type[nn.Module]) -> None:
+    assert isinstance(tcnn.recast(kind(), input_size=SIZE).a, GPSA2d)
+
+
+def test_a_small_difference_behind_a_large_value_is_seen() -> None:
+    class Hides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).mean((2, 3))
+            y = y if isinstance(self.a, nn.Conv2d) else y + 1e-3
+            return torch.cat([y, torch.full((len(x), 1), 640.0)], dim=1)
+
+    with pytest.raises(RecastError, match="leave this one out"):
+        tcnn.recast(Hides(), input_size=SIZE)
+
+
+def test_a_network_that_is_not_deterministic_is_named_as_such() -> None:
+    class Counts(nn.Module):
+        calls = 0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            Counts.calls += 1
+            return self.a(x) + Counts.calls
+
+    with pytest.raises(RecastError, match="gives the same output twice"):
+        tcnn.recast(Counts(), input_size=SIZE)
+
+
+def test_attributes_that_mean_something_else_here_are_refused() -> None:
+    for name in ("config", "attention", "to_conv2d"):
+        net = TwoStage()
+        setattr(net.deep, name, "mine")
+        with pytest.raises(RecastError, match=f"attribute `{name}`"):
+            tcnn.recast(net, "deep", input_size=SIZE)
+
+
+def test_a_hybrid_made_in_inference_mode_can_be_trained() -> None:
+    net = TwoStage()
+    with torch.inference_mode():
+        hybrid = tcnn.recast(net, input_size=SIZE)
+        again = tcnn.recast(tcnn.restore(hybrid), input_size=SIZE)
+    for network in (hybrid, again):
+        network(torch.randn(2, *SIZE)).sum().backward()
+
+
 def test_what_a_network_notes_on_a_convolution_is_kept() -> None:
     class Notes(nn.Module):
         def __init__(self) -> None:

@@ -7,7 +7,7 @@ Exit codes: 0 done; 1 it failed, or the answer is no; 2 the command line could n
 from __future__ import annotations
 
 import difflib
-import os
+import io
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -40,8 +40,11 @@ def main(args: Sequence[str] | None = None) -> int:
     Returns:
         The exit code, but for words that cannot be understood, which exit at once with 2.
     """
-    if os.getcwd() not in sys.path:  # so that package.module:function may lie in this folder
-        sys.path.append(os.getcwd())
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without × and α gets a question mark
+            stream.reconfigure(errors="replace")
+    if "" not in sys.path:  # so that package.module:function may lie in the working folder
+        sys.path.append("")
     parser = _parser()
     words = list(sys.argv[1:] if args is None else args)
     if not words:

@@ -7,6 +7,7 @@ comes from anywhere else must be handed to `load`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -44,7 +45,8 @@ def save(model: nn.Module, folder: str | Path, *, classes: Sequence[str] | None 
 
     Args:
         model: the network; `load` needs nothing else if `load_model` built it or its CNN.
-        folder: made if it is not there; other files in it are left alone.
+        folder: made if it is not there; other files in it are left alone. Hooks, and buffers that
+            a state dict leaves out, are not part of it.
         classes: names of the classes in the order of the outputs; None keeps those it came with.
 
     Raises:
@@ -55,6 +57,8 @@ def save(model: nn.Module, folder: str | Path, *, classes: Sequence[str] | None 
     origin = sources.origin(model)
     names = origin.classes if classes is None else _checked(classes)
     _check_class_count(model, names)
+    made = not folder.exists()
+    written = False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as passing:
@@ -80,6 +84,7 @@ def save(model: nn.Module, folder: str | Path, *, classes: Sequence[str] | None 
             # Both are whole by now. Should the second move not happen, the digest gives it away.
             weights.replace(folder / WEIGHTS)
             settings.replace(folder / SETTINGS)
+        written = True
     except OSError as error:
         raise CheckpointError(
             f"Expected to write to the folder {str(folder)!r}, but it says: "
@@ -94,6 +99,10 @@ def save(model: nn.Module, folder: str | Path, *, classes: Sequence[str] | None 
             f"Expected a network that can be saved, but {type(model).__name__} in {str(folder)!r} "
             f"raised {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         ) from error
+    finally:
+        if made and not written:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
 
 def load(
@@ -127,7 +136,9 @@ def load(
         _check_structure(model, settings["structure"])
         sources.parameters_like(model, state)
         if settings["channels_last"]:
-            model = model.to(memory_format=torch.channels_last)
+            for parameter in model.parameters():
+                if parameter.dim() == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         _load_state(model, state)
     except (TCNNError, TypeError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:400]
@@ -144,6 +155,16 @@ def load(
         ),
     )
     return model.eval()
+
+
+def builds_itself(folder: str | Path) -> bool:
+    """Whether `load` needs no network passed in.
+
+    Raises:
+        CheckpointError: as from `load`, of tcnn.json.
+    """
+    model = _settings(Path(folder))["model"]
+    return model["name"] is not None and sources.is_self_contained(model["name"], model["settings"])
 
 
 def _build(folder: Path, model: dict[str, Any]) -> nn.Module:

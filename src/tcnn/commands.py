@@ -7,6 +7,7 @@ so that help is fast; networks are `Any` here, for jsonargparse imports what ann
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ def run_demo(*, out: str = "runs/demo", seed: int = 0) -> int:
 
     called = sys.argv[0] if Path(sys.argv[0]).name == "tcnn" else "python -m tcnn"
     program = "tcnn" if shutil.which("tcnn") else called
-    run(Path(out), seed, _echo, program=program)
+    run(_folder(out), seed, _echo, program=program)
     return 0
 
 
@@ -97,9 +98,10 @@ def recast_network(
         dtype: Arithmetic of the comparison; null is the network's own.
     """
     from tcnn import checkpoint, planning, surgery
-    from tcnn.files import make_folder, write_json
+    from tcnn.files import write_json
     from tcnn.provenance import provenance
 
+    folder = _folder(out)
     network = _network(model, pretrained, weights, model_settings)
     steps = planning.plan(network, targets, gpsa, input_size)
     _echo(steps.table() + "\n")
@@ -110,8 +112,6 @@ def recast_network(
             "Expected the hybrid to compute the network's function, but it does not (above), so "
             "nothing was written: leave out the layers that differ, with --targets."
         )
-    folder = Path(out)
-    make_folder(folder)
     checkpoint.save(hybrid, folder)
     content = {
         "model": model,
@@ -150,6 +150,7 @@ def restore_network(
     from tcnn import checkpoint, planning, surgery
     from tcnn.layers import GPSA2d
 
+    folder = _folder(out)
     network = _saved(hybrid, cnn)
     left = surgery.not_restorable(network)
     layers = sum(isinstance(module, GPSA2d) for module in network.modules())
@@ -168,7 +169,8 @@ def restore_network(
             "Expected the restored network to compute the hybrid's function, but it does not "
             "(above), so nothing was written."
         )
-    checkpoint.save(restored, out)
+    checkpoint.save(restored, folder)
+    (folder / "recast.json").unlink(missing_ok=True)  # of the hybrid that was there
     _echo(f"\n{layers - len(left)} of {layers} layers restored; wrote {out}.")
     for name, reason in left.items():
         _echo(f"  {name} stays: {reason}")
@@ -214,13 +216,19 @@ def verify_networks(
         first, second = _saved(reference, cnn), _saved(model, cnn)
     else:
         first = _network(reference, pretrained, weights, model_settings)
-        second = checkpoint.load(model, cnn=first)
+        second = checkpoint.load(model, cnn=None if checkpoint.builds_itself(model) else first)
     size = input_size or planning.own_input_size(first)
     report = _compare(first, second, images, batch, size, dtype)
     if json is not None:
         make_folder(Path(json).parent)
         write_json(Path(json), report.to_json())
     return 0 if report.ok else 1
+
+
+def _folder(out: str) -> Path:
+    if not out.strip():
+        raise TCNNError("Expected --out to be a folder, but it is empty.")
+    return Path(out)
 
 
 def _network(
@@ -232,12 +240,21 @@ def _network(
     from tcnn.models import load_model
 
     for key in settings or {}:
-        if key in ("name", "pretrained", "weights"):
-            raise TCNNError(f"Expected {key!r} as an option of the command, not in model_settings.")
+        if not isinstance(key, str) or key in ("name", "pretrained", "weights"):
+            raise TCNNError(
+                f"Expected arguments of the function that builds the network in model_settings, "
+                f"but got {key!r}, which is none, or an option of the command."
+            )
     if pretrained is None:
         published = name.startswith(("timm:", "torchvision:"))
         pretrained = published and weights is None
-    return load_model(name, pretrained, weights=weights, **(settings or {}))
+    hub = logging.getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(logging.ERROR)  # it tells of each try; what comes of them is told below
+    try:
+        return load_model(name, pretrained, weights=weights, **(settings or {}))
+    finally:
+        hub.setLevel(level)
 
 
 def _saved(folder: str, cnn: str | None) -> Any:

@@ -45,6 +45,18 @@ _KINDS = {
 }
 
 
+# Names that GPSA2d gives a meaning of its own.
+_RESERVED = {
+    "_conv",
+    "_dynamic_same",
+    "_standardized",
+    "attention",
+    "config",
+    "not_a_convolution",
+    "to_conv2d",
+}
+
+
 def type_name(conv: nn.Module) -> str:
     """Name of a module's class, `nn.Conv2d` or the full path of a subclass."""
     cls = parametrize.type_before_parametrizations(conv)
@@ -94,6 +106,12 @@ def refusal(conv: nn.Conv2d) -> str | None:
             f"{name} has a forward of its own, so what it computes is not known: "
             "replace it with nn.Conv2d, or leave it out of the targets"
         )
+    if clashes := sorted(notes(conv).keys() & _RESERVED):
+        return (
+            f"it has an attribute `{clashes[0]}`, which means something else in GPSA2d: rename it"
+        )
+    if kind != _Kind() and conv.padding_mode != "zeros":
+        return f"{name} does not follow its padding_mode={conv.padding_mode!r}: set it to 'zeros'"
     if conv._backward_hooks and conv._is_full_backward_hook is False:
         return (
             "it has a hook by the old register_backward_hook, which sees the gradients of one "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,7 @@ def pictures(folder: Path, model: nn.Module, size: tuple[int, int, int], count: 
     Raises:
         TCNNError: there are none, or one cannot be read, or C is neither 1 nor 3.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
     from timm import data
 
     if size[0] not in (1, 3):
@@ -203,8 +204,8 @@ def pictures(folder: Path, model: nn.Module, size: tuple[int, int, int], count: 
     tensors = []
     for index in np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int):
         try:
-            with Image.open(files[index]) as picture:
+            with warnings.catch_warnings(action="ignore"), Image.open(files[index]) as picture:
                 tensors.append(transform(picture.convert("L" if size[0] == 1 else "RGB")))
-        except (OSError, UnidentifiedImageError) as error:
+        except Exception as error:  # damaged and oversized files can raise anything
             raise TCNNError(f"Expected a picture, but {str(files[index])!r}: {error}") from error
     return torch.stack(tensors)

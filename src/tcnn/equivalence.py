@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +25,7 @@ _TOLERANCES = {
 
 
 _Leaves = list[tuple[str, Any]]
+_DEEPEST = 20  # levels of a nested output; objects may refer to each other in a circle
 
 
 class EquivalenceError(TCNNError):
@@ -143,15 +145,22 @@ def check_equivalence(
     }
     expected, ours = _run(cnn, images, names)
     got, theirs = _run(hybrid, images, names)
-    layers = tuple(
-        LayerError(name, *_difference(ours.get(name), theirs.get(name), len(images)))
-        for name in dict.fromkeys([*ours, *theirs])
-    )
+    try:
+        layers = tuple(
+            LayerError(name, *_difference(ours.get(name), theirs.get(name), len(images)))
+            for name in dict.fromkeys([*ours, *theirs])
+        )
+        output = _difference(expected, got, len(images))
+    except (RuntimeError, NotImplementedError) as error:  # sparse, quantised or meta tensors
+        raise EquivalenceError(
+            f"Expected outputs that can be compared, but {type(cnn).__name__}'s: "
+            f"{str(error).strip().partition(chr(10))[0][:200]}"
+        ) from error
     scores = [next(iter(_tensors(output)), None) for output in (expected, got)]
     used = next((p.dtype for p in cnn.parameters() if p.is_floating_point()), images.dtype)
     return EquivalenceReport(
         layers,
-        *_difference(expected, got, len(images)),
+        *output,
         top1_agreement=_agreement(*scores),
         tolerance=_TOLERANCES.get(used, 1e-5) if tolerance is None else tolerance,
         dtype=str(used).removeprefix("torch."),
@@ -196,6 +205,8 @@ def _run(model: nn.Module, images: Tensor, names: set[str]) -> tuple[_Leaves, di
 def _leaves(output: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     """The tensors and other values of a nested output, each with its place."""
     items: Iterable[tuple[Any, Any]]
+    if isinstance(output, np.ndarray) and output.dtype.kind in "biufc":
+        output = torch.from_numpy(output)
     if isinstance(output, Mapping):
         items = output.items()
     elif isinstance(output, list | tuple):
@@ -205,12 +216,12 @@ def _leaves(output: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     elif output is None or isinstance(output, Tensor | str | int | float | complex):
         yield path, output
         return
-    else:
-        yield path, type(output)  # nothing that can be compared
-        return
+    else:  # an object of somebody's own; of one without attributes its class is all there is
+        items = list(getattr(output, "__dict__", {}).items())
     yield path, type(output)
     for key, value in items:
-        yield from _leaves(value, f"{path}/{key}")
+        if path.count("/") < _DEEPEST:
+            yield from _leaves(value, f"{path}/{key}")
 
 
 def _tensors(leaves: _Leaves) -> list[Tensor]:
@@ -229,7 +240,7 @@ def _difference(a: _Leaves | None, b: _Leaves | None, images: int) -> tuple[floa
                 absolute.append(difference)
                 zero = 0.0 if difference == 0 else float("inf")
                 relative.append(difference / size if size else zero)
-        elif isinstance(x, Tensor) or isinstance(y, Tensor) or x != y:
+        elif isinstance(x, Tensor) or isinstance(y, Tensor) or (x != y and not x != x != y != y):
             return mismatch
     # Not max(): a NaN must come through.
     return tuple(torch.tensor(e, dtype=torch.float64).max().item() for e in (absolute, relative))  # type: ignore[return-value]
@@ -242,10 +253,11 @@ def _by_image(x: Tensor, y: Tensor, images: int) -> list[tuple[float, float]]:
     rows = images if x.dim() > 1 and len(x) == images else 1
     wide = torch.complex128 if x.is_complex() or y.is_complex() else torch.float64
     x, y = (tensor.detach().cpu().to(wide).reshape(rows, -1) for tensor in (x, y))
-    differences, sizes = (x - y).abs().amax(dim=1), x.abs().amax(dim=1)
-    # Equal infinities are equal, though their difference is not a number.
-    same = (x == y).all(dim=1)
-    return list(zip(differences.masked_fill(same, 0.0).tolist(), sizes.tolist(), strict=True))
+    # Equal infinities are equal, and so are two NaN, though their difference is not a number.
+    same = (x == y) | (x.isnan() & y.isnan())
+    differences = (x - y).abs().masked_fill(same, 0.0).amax(dim=1)
+    sizes = x.abs().masked_fill(~x.isfinite(), 0.0).amax(dim=1)
+    return list(zip(differences.tolist(), sizes.tolist(), strict=True))
 
 
 def _agreement(a: Tensor | None, b: Tensor | None) -> float | None:

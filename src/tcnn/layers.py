@@ -83,6 +83,8 @@ class GPSA2d(nn.Module):
     weight: Tensor
     bias: Tensor | None
     config: GPSAConfig
+    scale: float  # of ScaledStdConv2d
+    eps: float  # of weight standardisation
     _conv: Any  # the convolution it was recast from, without its parameters
 
     def __init__(
@@ -248,7 +250,7 @@ class GPSA2d(nn.Module):
         elif heads is None:
             return self._convolve(x, kernel)
         else:
-            y = self._convolve(x, kernel * gate.view(self.kernel_size))
+            y = self._convolve(x, kernel * gate.view(kernel.shape[2:]))
         if heads is not None:
             y = y + self._attend_content(x, kernel, share, heads)
         return y
@@ -281,8 +283,8 @@ class GPSA2d(nn.Module):
         if not self._standardized:
             return self.weight
         gain = getattr(self, "gain", None)
-        scale = None if gain is None else (gain * self._conv.scale).view(-1)
-        return convolutions.standardized(self.weight, scale, self._conv.eps)
+        scale = None if gain is None else (gain * self.scale).view(-1)
+        return convolutions.standardized(self.weight, scale, self.eps)
 
     def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
         padding = self.padding

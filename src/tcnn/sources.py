@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,10 +100,13 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
     for key in ("state_dict", "model"):
         if isinstance(state.get(key), Mapping):
             state = state[key]
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    named = OrderedDict((name.removeprefix("module."), value) for name, value in state.items())
+    # Some modules ask for the version that a state dict was made by; safetensors keeps none.
+    versions = getattr(state, "_metadata", None) or model.state_dict()._metadata  # type: ignore[attr-defined]
+    named._metadata = versions  # type: ignore[attr-defined]
     try:
-        model.load_state_dict(state)
-    except (RuntimeError, TypeError) as error:
+        model.load_state_dict(named)
+    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise ModelError(
             f"Expected weights of {type(model).__name__} in {str(file)!r}, but they do not fit: "

@@ -13,6 +13,7 @@ from tcnn.equivalence import EquivalenceError, LayerError, check_equivalence
 from tcnn.gpsa_config import GPSAConfig
 from tcnn.layers import GPSA2d
 from tcnn.planning import RecastError, Targets, plan, refuse_wrapped
+from tcnn.running import undisturbed
 
 __all__ = [
     "RecastError",
@@ -73,7 +74,7 @@ def _prove(cnn: nn.Module, hybrid: nn.Module, names: list[str], size: tuple[int,
     exact = GPSAConfig()
     if any(layer.config != exact for layer in hybrid.modules() if isinstance(layer, GPSA2d)):
         hybrid = replace_convolutions(cnn, dict.fromkeys(names, exact))
-    image = torch.randn(1, *size, generator=torch.Generator().manual_seed(0))
+    image = _image(cnn, size)
     remedy = (
         "The network reads or tests its convolutions besides calling them: leave this one out of "
         "the targets, or make the network call it"
@@ -82,8 +83,15 @@ def _prove(cnn: nn.Module, hybrid: nn.Module, names: list[str], size: tuple[int,
         report = check_equivalence(cnn, hybrid, image)
     except EquivalenceError as error:
         raise RecastError(f"Once recast ({', '.join(names[:3])}, …): {error}. {remedy}.") from error
+    # On a CPU the same operations on the same numbers give the same bits; elsewhere they may not.
+    on_cpu = all(parameter.is_cpu for parameter in cnn.parameters())
     for layer in (*report.layers, LayerError("the output", *report.errors)):
-        if not layer.max_rel_error <= report.tolerance:
+        if not layer.max_rel_error <= (0.0 if on_cpu else report.tolerance):
+            if check_equivalence(cnn, _copy(cnn), image).max_abs_error != 0:
+                raise RecastError(
+                    f"Expected a network that gives the same output twice, but "
+                    f"{type(cnn).__name__} does not: make it deterministic in eval mode first."
+                )
             how = (
                 "does not match (it is called in one network alone, or gives something else)"
                 if math.isinf(layer.max_rel_error)
@@ -94,6 +102,19 @@ def _prove(cnn: nn.Module, hybrid: nn.Module, names: list[str], size: tuple[int,
             )
 
 
+def _image(cnn: nn.Module, size: tuple[int, int, int]) -> torch.Tensor:
+    """A random image in [0, 1), or the empty one that `plan` took where only that will do."""
+    image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0))
+    parameter = next((p for p in cnn.parameters() if p.is_floating_point()), image)
+    try:
+        with undisturbed(cnn):
+            cnn(image.to(parameter.device, parameter.dtype))
+    except Exception:
+        return torch.zeros_like(image)
+    return image
+
+
+@torch.inference_mode(False)  # in it, copies could not be trained
 def replace_convolutions(cnn: nn.Module, configs: dict[str, GPSAConfig]) -> nn.Module:
     """A copy of a network with the named convolutions recast, each with its own options.
 
@@ -117,6 +138,7 @@ def replace_convolutions(cnn: nn.Module, configs: dict[str, GPSAConfig]) -> nn.M
     return _swap(model, layers)
 
 
+@torch.inference_mode(False)  # in it, copies could not be trained
 def restore(hybrid: nn.Module) -> nn.Module:
     """A copy of a hybrid with every `GPSA2d` that is exactly a convolution turned back into one.
 
