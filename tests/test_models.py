@@ -48,6 +48,13 @@ def test_weights_from_a_file(suffix: str, wrap: bool, tmp_path: Path) -> None:
     assert all(torch.equal(a, source.state_dict()[k]) for k, a in model.state_dict().items())
 
 
+def test_weights_of_modules_that_ask_for_their_version(tmp_path: Path) -> None:
+    source = tcnn.load_model("torchvision:mnasnet0_5")
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    model = tcnn.load_model("torchvision:mnasnet0_5", weights=tmp_path / "weights.safetensors")
+    assert all(torch.equal(a, source.state_dict()[k]) for k, a in model.state_dict().items())
+
+
 class _Evil:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return Path.touch, (Path("evil-was-here"),)  # type: ignore[return-value]

@@ -101,11 +101,12 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
         if isinstance(state.get(key), Mapping):
             state = state[key]
     named = OrderedDict((name.removeprefix("module."), value) for name, value in state.items())
-    # Some modules ask for the version that a state dict was made by; safetensors keeps none.
-    versions = getattr(state, "_metadata", None) or model.state_dict()._metadata  # type: ignore[attr-defined]
-    named._metadata = versions  # type: ignore[attr-defined]
     try:
-        model.load_state_dict(named)
+        try:
+            model.load_state_dict(named)
+        except ValueError:  # of a module that asks for its version, which such files do not hold
+            named._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]
+            model.load_state_dict(named)
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         raise ModelError(
