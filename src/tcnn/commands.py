@@ -147,8 +147,9 @@ def restore_network(
     """
     import warnings
 
-    from tcnn import checkpoint, planning, surgery
+    from tcnn import checkpoint, surgery
     from tcnn.layers import GPSA2d
+    from tcnn.tracing import own_input_size
 
     folder = _folder(out)
     network = _saved(hybrid, cnn)
@@ -162,7 +163,7 @@ def restore_network(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # it names what is printed below
         restored = surgery.restore(network)
-    size = input_size or planning.own_input_size(network)
+    size = input_size or own_input_size(network)
     report = _compare(network, restored, images, batch, size, None)
     if not report.ok:
         raise TCNNError(
@@ -209,15 +210,16 @@ def verify_networks(
         dtype: Arithmetic of the comparison; null is the networks' own.
         json: File to write the report to, too.
     """
-    from tcnn import checkpoint, planning
+    from tcnn import checkpoint
     from tcnn.files import make_folder, write_json
+    from tcnn.tracing import own_input_size
 
     if Path(reference).is_dir():
         first, second = _saved(reference, cnn), _saved(model, cnn)
     else:
         first = _network(reference, pretrained, weights, model_settings)
         second = checkpoint.load(model, cnn=None if checkpoint.builds_itself(model) else first)
-    size = input_size or planning.own_input_size(first)
+    size = input_size or own_input_size(first)
     report = _compare(first, second, images, batch, size, dtype)
     if json is not None:
         make_folder(Path(json).parent)

@@ -9,24 +9,27 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tcnn import convolutions
-from tcnn.errors import TCNNError
+from tcnn.errors import RecastError
 from tcnn.gpsa_config import GPSAConfig
 from tcnn.layers import GPSA2d
-from tcnn.running import undisturbed
 from tcnn.tables import text_table
+from tcnn.tracing import (
+    Call,
+    Calls,
+    Size,
+    convolution_names,
+    is_size,
+    own_input_size,
+    refuse_wrapped,
+    trace,
+)
 
 Targets = str | Sequence[str] | Callable[[str, nn.Conv2d], bool] | None
-Size = tuple[int, int]
 
 _MOST_TAPS = 49  # the largest kernel (7×7) that is recast without being asked for by name
-
-
-class RecastError(TCNNError):
-    """A network, or a named convolution of it, cannot be recast; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def plan(
     """
     if not isinstance(cnn, nn.Module):
         raise RecastError(f"Expected `cnn` to be an nn.Module, but got {type(cnn).__name__}.")
-    if input_size is not None and not _is_size(input_size):
+    if input_size is not None and not is_size(input_size):
         raise RecastError(
             "Expected `input_size` as (channels, height, width), each 1 or more, "
             f"but got {input_size!r}."
@@ -153,7 +156,7 @@ def plan(
     refuse_wrapped(cnn)
     config = config or GPSAConfig()
     size = input_size or own_input_size(cnn)
-    names = _names(cnn)
+    names = convolution_names(cnn)
     if not names:
         raise RecastError(
             f"Expected a network with convolutions, but {type(cnn).__name__} holds no nn.Conv2d"
@@ -163,7 +166,7 @@ def plan(
                 else ": there is nothing to recast."
             )
         )
-    calls = _trace(cnn, size)
+    calls = trace(cnn, size)
     choice = _choose(names, targets, calls)
     rows = []
     for conv, (name, *_) in names.items():
@@ -196,7 +199,7 @@ def plan(
 def _choose(
     names: dict[nn.Conv2d, list[str]],
     targets: Targets,
-    calls: _Calls,
+    calls: Calls,
 ) -> dict[nn.Conv2d, str]:
     """Why each convolution is left out; an empty reason takes it."""
     if targets is None:
@@ -244,7 +247,7 @@ def _nearest(pattern: str, names: list[str]) -> str:
     return min(names, key=distance)
 
 
-def _coarsest(names: dict[nn.Conv2d, list[str]], calls: _Calls) -> dict[nn.Conv2d, str]:
+def _coarsest(names: dict[nn.Conv2d, list[str]], calls: Calls) -> dict[nn.Conv2d, str]:
     """The default targets, as reasons for leaving the others out."""
     # Layers that are recast already count for the coarsest grid, or a second recast would move up
     # to the next stage.
@@ -282,7 +285,7 @@ def _unfit(conv: nn.Conv2d | GPSA2d) -> str:
     return ""
 
 
-def _cost(conv: nn.Conv2d, config: GPSAConfig, calls: list[_Call]) -> tuple[int, int]:
+def _cost(conv: nn.Conv2d, config: GPSAConfig, calls: list[Call]) -> tuple[int, int]:
     """Parameters and operations that recasting a convolution adds, summed over its calls."""
     heads, channels = _area(convolutions.pair(conv.kernel_size)), conv.in_channels
     learned = config.positions == "learned"
@@ -301,7 +304,7 @@ def _cost(conv: nn.Conv2d, config: GPSAConfig, calls: list[_Call]) -> tuple[int,
     return parameters, flops
 
 
-def _wavering(config: GPSAConfig, calls: list[_Call]) -> str | None:
+def _wavering(config: GPSAConfig, calls: list[Call]) -> str | None:
     """Why learned positions cannot follow a convolution's calls; None where they can."""
     if config.positions == "learned" and len({call.settings for call in calls}) > 1:
         return (
@@ -309,105 +312,6 @@ def _wavering(config: GPSAConfig, calls: list[_Call]) -> str | None:
             "cannot follow: use fixed ones"
         )
     return None
-
-
-# Looking at a network
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One call of a convolution: sizes of input and output, and stride, padding and dilation."""
-
-    inputs: Size
-    outputs: Size
-    settings: tuple[Size | str, ...]
-
-
-_Calls = dict[nn.Module, list[_Call]]
-
-
-def refuse_wrapped(model: nn.Module) -> None:
-    """Raise a `RecastError` for a network whose modules cannot be replaced, or not from here."""
-    for name, module in model.named_modules():
-        where = f"{name or 'the network'} is "
-        if any(nn.parameter.is_lazy(parameter) for parameter in module.parameters(recurse=False)):
-            raise RecastError(f"{where}not initialised yet: run one batch through it first.")
-        if isinstance(module, torch.jit.ScriptModule):
-            raise RecastError(
-                f"{where}a TorchScript module: recast the Python model, then script it."
-            )
-        if (
-            isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
-            or type(module).__name__ == "FullyShardedDataParallel"
-        ):
-            raise RecastError(
-                f"{where}wrapped in {type(module).__name__}: recast its `.module`, then wrap that."
-            )
-        if hasattr(module, "_orig_mod"):
-            raise RecastError(
-                f"{where}compiled: recast its `._orig_mod`, then torch.compile the hybrid."
-            )
-
-
-def _names(model: nn.Module) -> dict[nn.Conv2d, list[str]]:
-    """Every convolution with all the names that it goes by, in the network's order."""
-    names: dict[nn.Conv2d, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, nn.Conv2d):
-            names.setdefault(module, []).append(name)
-    return names
-
-
-def own_input_size(model: nn.Module) -> tuple[int, int, int]:
-    """(C, H, W) by the network's `pretrained_cfg`, as timm's carry it, or else 3×224×224."""
-    settings = getattr(model, "pretrained_cfg", None)
-    size: Any = settings.get("input_size") if isinstance(settings, dict) else None
-    return (size[0], size[1], size[2]) if _is_size(size) else (3, 224, 224)
-
-
-def _is_size(size: Any) -> bool:
-    """Whether it is (C, H, W)."""
-    return (
-        isinstance(size, Sequence)
-        and len(size) == 3
-        and all(isinstance(n, int) and n >= 1 for n in size)
-    )
-
-
-def _trace(model: nn.Module, input_size: tuple[int, int, int]) -> _Calls:
-    """The calls of each convolution, recast or not, for one empty image, in eval mode."""
-    calls: _Calls = {}
-
-    def record(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
-        x = args[0] if args else kwargs["input"]
-        settings = tuple(
-            setting if isinstance(setting, str) else convolutions.pair(setting)
-            for setting in (module.stride, module.padding, module.dilation)
-        )
-        inputs, outputs = (x.shape[-2], x.shape[-1]), (output.shape[-2], output.shape[-1])
-        calls.setdefault(module, []).append(_Call(inputs, outputs, settings))
-
-    numbers = (p for p in model.parameters() if p.is_floating_point() or p.is_complex())
-    parameter = next(numbers, torch.empty(0))
-    handles = [
-        module.register_forward_hook(record, with_kwargs=True)
-        for module in model.modules()
-        if isinstance(module, nn.Conv2d | GPSA2d)
-    ]
-    try:
-        with undisturbed(model):
-            model(torch.zeros(1, *input_size, dtype=parameter.dtype, device=parameter.device))
-    except Exception as error:
-        summary = str(error).strip().partition("\n")[0]
-        raise RecastError(
-            f"Expected a network that runs on an image of {'×'.join(map(str, input_size))}, but "
-            f"{type(model).__name__} raised {type(error).__name__}: {summary} "
-            "(give the size it takes with input_size=)"
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
 
 
 def _area(size: Size) -> int:

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from tcnn.equivalence import EquivalenceError, LayerError, check_equivalence
+from tcnn.errors import RecastError
 from tcnn.gpsa_config import GPSAConfig
 from tcnn.layers import GPSA2d
-from tcnn.planning import RecastError, Targets, plan, refuse_wrapped
+from tcnn.planning import Targets, plan
 from tcnn.running import undisturbed
+from tcnn.tracing import refuse_wrapped
 
 __all__ = [
     "RecastError",
