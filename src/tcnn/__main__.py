@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -43,6 +44,7 @@ def main(args: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without × and α gets a question mark
             stream.reconfigure(errors="replace")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # not a line for each try of a download
     if "" not in sys.path:  # so that package.module:function may lie in the working folder
         sys.path.append("")
     parser = _parser()

@@ -7,7 +7,6 @@ so that help is fast; networks are `Any` here, for jsonargparse imports what ann
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -250,13 +249,7 @@ def _network(
     if pretrained is None:
         published = name.startswith(("timm:", "torchvision:"))
         pretrained = published and weights is None
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.ERROR)  # it tells of each try; what comes of them is told below
-    try:
-        return load_model(name, pretrained, weights=weights, **(settings or {}))
-    finally:
-        hub.setLevel(level)
+    return load_model(name, pretrained, weights=weights, **(settings or {}))
 
 
 def _saved(folder: str, cnn: str | None) -> Any:

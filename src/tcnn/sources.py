@@ -216,7 +216,7 @@ def _failed(
     if wanted not in known and (near := difflib.get_close_matches(wanted, known, n=1, cutoff=0.0)):
         said += f"; nearest: {near[0]}"
     elif pretrained:
-        said += "; without a network, give a file with `weights` and pretrained=False"
+        said += "; without a connection, give a file of weights (--weights)"
     return ModelError(f"Expected {name!r} to be built, but {type(error).__name__}: {said}")
 
 
