@@ -24,6 +24,7 @@ import tcnn
 from tcnn.data import Splits, digits, loader, split
 from tcnn.demo import DemoConfig
 from tcnn.evaluate import evaluate
+from tcnn.layers import gpsa_layers
 from tcnn.provenance import provenance
 from tcnn.tables import text_table
 from tcnn.train import fit, reproducible
@@ -39,14 +40,10 @@ GATES = {
 }
 
 
-def layers(model: nn.Module) -> list[tcnn.GPSA2d]:
-    return [module for module in model.modules() if isinstance(module, tcnn.GPSA2d)]
-
-
 def gate_gradient(hybrid: nn.Module, parts: Splits) -> float:
     """Mean |∂loss/∂parameter| of the gates on the validation images, before any step."""
     images, labels = parts.validation.tensors()
-    gates = [layer.gating_param for layer in layers(hybrid)]
+    gates = [layer.gating_param for layer in gpsa_layers(hybrid).values()]
     gradients = torch.autograd.grad(F.cross_entropy(hybrid(images), labels), gates)
     return torch.cat(gradients).abs().mean().item()
 
@@ -62,7 +59,7 @@ def one(cnn: nn.Module, gate: str, parts: Splits, config: DemoConfig, seed: int)
         parts.train, recipe.batch_size, shuffle_seed=seed + 1, max_shift=config.max_shift
     )
     fit(hybrid, train, loader(parts.validation, 256), recipe)
-    shares = torch.cat([layer.content_share.detach() for layer in layers(hybrid)])
+    shares = torch.cat([layer.content_share.detach() for layer in gpsa_layers(hybrid).values()])
     return {
         "gate": gate,
         "seed": seed,

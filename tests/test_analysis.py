@@ -65,8 +65,7 @@ def test_capture_removes_its_hooks_and_lets_errors_through() -> None:
         model.eval()(X)
     fails.remove()
     assert [module.training for module in model.modules()] == before
-    assert False in before
-    assert True in before
+    assert set(before) == {False, True}  # the modes differ, or nothing would be shown
     assert all(not m._forward_pre_hooks for m in model.modules())
     with capture(model) as seen:
         pass

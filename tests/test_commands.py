@@ -167,11 +167,11 @@ def test_demo_takes_its_options(
     import tcnn.demo
 
     seen = []
-    monkeypatch.setattr(tcnn.demo, "run", lambda *args, **_: seen.append(args[:2]))
-    assert main(["demo", "--out", "x", "--seed", "4"]) == 0
-    assert main(["demo"]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(tcnn.demo, "run", lambda *args, **_: seen.append(args[:2]))
+        assert main(["demo", "--out", "x", "--seed", "4"]) == 0
+        assert main(["demo"]) == 0
     assert seen == [(Path("x"), 4), (Path("runs/demo"), 0)]
-    monkeypatch.undo()
     Path("file").touch()
     assert "can be written to" in fails(capsys, 1, "demo", "--out", "file/below")
 

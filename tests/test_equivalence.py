@@ -176,6 +176,18 @@ def test_outputs_of_any_kind_equal_themselves_and_nothing_else(
     assert not tcnn.check_equivalence(other, one, images).ok
 
 
+def test_objects_that_refer_to_each_other_are_opened_once() -> None:
+    def knot(x: Tensor) -> list[_Plain]:
+        knots = [_Plain(x + index) for index in range(30)]
+        for one in knots:
+            one.others = knots
+        return knots
+
+    images = torch.randn(2, *SIZE)
+    assert tcnn.check_equivalence(_Gives(knot), _Gives(knot), images).ok
+    assert not tcnn.check_equivalence(_Gives(knot), _Gives(lambda x: knot(x + 1)), images).ok
+
+
 def test_equal_infinities_are_equal() -> None:
     net = _Gives(lambda x: x / 0)
     assert tcnn.check_equivalence(net, net, torch.ones(1, *SIZE)).ok

@@ -27,7 +27,7 @@ import tcnn
 from tcnn import sources, surgery
 from tcnn.errors import TCNNError
 from tcnn.gpsa_config import GPSAConfig
-from tcnn.layers import GPSA2d
+from tcnn.layers import gpsa_layers
 
 WEIGHTS = "model.safetensors"
 SETTINGS = "tcnn.json"
@@ -69,9 +69,7 @@ def save(model: nn.Module, folder: str | Path, *, classes: Sequence[str] | None 
                 "tcnn": tcnn.__version__,
                 "model": {"name": origin.name, "settings": origin.settings},
                 "layers": {
-                    name: asdict(layer.config)
-                    for name, layer in model.named_modules()
-                    if isinstance(layer, GPSA2d)
+                    name: asdict(layer.config) for name, layer in gpsa_layers(model).items()
                 },
                 "structure": _structure(model),
                 "classes": None if names is None else list(names),

@@ -147,13 +147,13 @@ def restore_network(
     import warnings
 
     from tcnn import checkpoint, surgery
-    from tcnn.layers import GPSA2d
+    from tcnn.layers import gpsa_layers
     from tcnn.tracing import own_input_size
 
     folder = _folder(out)
     network = _saved(hybrid, cnn)
     left = surgery.not_restorable(network)
-    layers = sum(isinstance(module, GPSA2d) for module in network.modules())
+    layers = len(gpsa_layers(network))
     if len(left) == layers:
         raise TCNNError(
             f"Expected a layer of {hybrid!r} that is exactly a convolution, but none of its "

@@ -288,7 +288,7 @@ class GPSA2d(nn.Module):
 
     def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
         padding = self.padding
-        if self._geometry.dynamic_same or self.padding_mode != "zeros":
+        if self._dynamic_same or self.padding_mode != "zeros":
             (top, bottom), (left, right) = self._geometry.pads((x.shape[-2], x.shape[-1]))
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = F.pad(x, (left, right, top, bottom), mode=mode)
@@ -395,3 +395,8 @@ class GPSA2d(nn.Module):
                 self.config.window,
             )
         return functional.content_attention(queries, keys, outside)
+
+
+def gpsa_layers(model: nn.Module) -> dict[str, GPSA2d]:
+    """The recast layers of a network by name, in its order; a shared one by its first name."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, GPSA2d)}

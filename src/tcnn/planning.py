@@ -14,7 +14,7 @@ from torch import nn
 from tcnn import convolutions
 from tcnn.errors import RecastError
 from tcnn.gpsa_config import GPSAConfig
-from tcnn.layers import GPSA2d
+from tcnn.layers import GPSA2d, gpsa_layers
 from tcnn.tables import text_table
 from tcnn.tracing import (
     Call,
@@ -162,7 +162,7 @@ def plan(
             f"Expected a network with convolutions, but {type(cnn).__name__} holds no nn.Conv2d"
             + (
                 " (they are recast already)."
-                if any(isinstance(m, GPSA2d) for m in cnn.modules())
+                if gpsa_layers(cnn)
                 else ": there is nothing to recast."
             )
         )

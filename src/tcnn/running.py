@@ -13,16 +13,23 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
-    """The network in eval mode inside, every module back in its own mode after."""
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Every module back in its own mode (training or evaluation) after."""
     modes = {module: module.training for module in model.modules()}
     try:
-        for module in modes:
-            module.training = False  # not .eval(): a network may override it, with side effects
         yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """The network in eval mode inside, every module back in its own mode after."""
+    with kept_modes(model):
+        for module in model.modules():
+            module.training = False  # not .eval(): a network may override it, with side effects
+        yield
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import nn
 from tcnn.equivalence import EquivalenceError, LayerError, check_equivalence
 from tcnn.errors import RecastError
 from tcnn.gpsa_config import GPSAConfig
-from tcnn.layers import GPSA2d
+from tcnn.layers import GPSA2d, gpsa_layers
 from tcnn.planning import Targets, plan
 from tcnn.running import undisturbed
 from tcnn.tracing import refuse_wrapped
@@ -52,7 +52,7 @@ def recast(
             )
         )
     if not steps.taken:
-        done = sum(isinstance(module, GPSA2d) for module in cnn.modules())
+        done = len(gpsa_layers(cnn))
         reasons = dict.fromkeys(row.reason for row in steps)
         raise RecastError(
             "Expected a convolution to recast, but "
@@ -74,7 +74,7 @@ def _prove(cnn: nn.Module, hybrid: nn.Module, names: list[str], size: tuple[int,
     if any(parameter.is_meta for parameter in cnn.parameters()):
         return
     exact = GPSAConfig()
-    if any(layer.config != exact for layer in hybrid.modules() if isinstance(layer, GPSA2d)):
+    if any(layer.config != exact for layer in gpsa_layers(hybrid).values()):
         hybrid = replace_convolutions(cnn, dict.fromkeys(names, exact))
     image = _image(cnn, size)
     remedy = (
@@ -154,8 +154,8 @@ def restore(hybrid: nn.Module) -> nn.Module:
     model = _copy(hybrid)
     layers: dict[nn.Module, nn.Module] = {
         layer: layer.to_conv2d(copy=False)
-        for name, layer in model.named_modules()
-        if isinstance(layer, GPSA2d) and name not in left
+        for name, layer in gpsa_layers(model).items()
+        if name not in left
     }
     if left:
         warnings.warn(
@@ -174,7 +174,7 @@ def not_restorable(hybrid: nn.Module) -> dict[str, str]:
     Raises:
         RecastError: the network holds no `GPSA2d`.
     """
-    layers = {n: m for n, m in hybrid.named_modules() if isinstance(m, GPSA2d)}
+    layers = gpsa_layers(hybrid)
     if not layers:
         raise RecastError(
             f"Expected a hybrid, but {type(hybrid).__name__} holds no GPSA2d to restore."

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from tcnn import metrics
 from tcnn.files import make_folder, write_json
-from tcnn.layers import GPSA2d
+from tcnn.layers import gpsa_layers
 from tcnn.tables import text_table
 
 
@@ -152,7 +152,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, An
     without weight decay. "gates": the `gating_param` of every `GPSA2d`, without weight decay, at
     `lr` x `gate_lr_scale`. Empty groups are left out.
     """
-    layers = [module for module in model.modules() if isinstance(module, GPSA2d)]
+    layers = gpsa_layers(model).values()
     gates = {layer.gating_param for layer in layers}
     positions = {layer.v_pos for layer in layers if layer.config.positions == "learned"}
     members: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": [], "gates": []}

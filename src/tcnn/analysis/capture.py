@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tcnn.layers import AttentionMaps, GPSA2d
+from tcnn.layers import AttentionMaps, GPSA2d, gpsa_layers
+from tcnn.running import kept_modes
 
 
 class Capture:
@@ -53,7 +54,7 @@ def capture(model: nn.Module) -> Iterator[Capture]:
     Raises:
         ValueError: the network holds no `GPSA2d`.
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, GPSA2d)}
+    layers = gpsa_layers(model)
     if not layers:
         raise ValueError(
             f"Expected a hybrid, but {type(model).__name__} holds no GPSA2d: recast it first."
@@ -67,15 +68,13 @@ def capture(model: nn.Module) -> Iterator[Capture]:
 
         return hook
 
-    modes = {module: module.training for module in model.modules()}
     handles = [
         layer.register_forward_pre_hook(keep(name), with_kwargs=True)
         for name, layer in layers.items()
     ]
     try:
-        yield seen
+        with kept_modes(model):
+            yield seen
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
