@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tcnn.data import ImageSet, digits, loader, shift, split
+from tcnn.data import ArrayImages, ImageSet, digits, loader, split
+from tcnn.view import View
 
 
 def tiny(n: int = 40, classes: int = 4) -> ImageSet:
@@ -76,38 +77,25 @@ def test_bad_sets_are_refused() -> None:
         ImageSet(good.images, good.labels, ("a", "b", "c"))
 
 
-def order(seed: int | None, epochs: int = 1, max_shift: int = 0) -> list[int]:
-    batches = loader(tiny(), 7, shuffle_seed=seed, max_shift=max_shift)
-    images = torch.cat([images for _ in range(epochs) for images, _ in batches])
-    found: list[int] = (images[:, 0, 0, 0] * 255).round().int().tolist()
-    return found
+def test_a_loader_keeps_the_order_and_the_labels() -> None:
+    batches = list(loader(tiny(), 7))
+    assert [len(x) for x, _ in batches] == [7] * 5 + [5]
+    found = torch.cat([x for x, _ in batches])
+    assert (found[:, 0, 0, 0] * 255).round().int().tolist() == list(range(40))
+    assert torch.cat([y for _, y in batches]).tolist() == tiny().labels.tolist()
 
 
-def test_order_of_the_loader() -> None:
-    assert order(None) == list(range(40))
-    first, second = order(5, epochs=2)[:40], order(5, epochs=2)[40:]
-    assert sorted(first) == sorted(second) == list(range(40))
-    assert first != second
-    assert order(5) == first
-    assert order(6) != first
-    assert order(5, max_shift=2) == first  # shifts draw from a source of their own
+def test_a_loader_normalises_as_a_network_takes_images() -> None:
+    view = View((1, 6, 5), (0.25,), (0.5,), "bilinear", 1.0)
+    for (x, y), (plain, labels) in zip(loader(tiny(), 7, view), loader(tiny(), 7), strict=True):
+        torch.testing.assert_close(x, (plain - 0.25) / 0.5)
+        assert torch.equal(y, labels)
 
 
-def test_images_keep_their_labels() -> None:
-    for images, labels in loader(tiny(), 7, shuffle_seed=0, max_shift=1):
-        assert ((images[:, 0, 0, 0] * 255).round().long() % 4 == labels).all()
-
-
-def test_shift_against_loops() -> None:
-    image = torch.arange(20.0).reshape(1, 1, 4, 5)
-    found = shift(image.expand(200, 1, 4, 5), 1, torch.Generator().manual_seed(0))
-    expected = {
-        tuple(
-            image[0, 0, min(max(y + dy, 0), 3), min(max(x + dx, 0), 4)].item()
-            for y in range(4)
-            for x in range(5)
-        )
-        for dy in (-1, 0, 1)
-        for dx in (-1, 0, 1)
-    }
-    assert {tuple(x.flatten().tolist()) for x in found} == expected
+def test_images_one_by_one() -> None:
+    images = ArrayImages(tiny(), "tiny")
+    assert (len(images), images.classes) == (40, tuple("abcd"))
+    assert images.name(3) == "tiny 3"
+    picture = images.read(3)
+    assert (picture.mode, picture.size) == ("RGB", (5, 6))
+    assert (np.asarray(picture) == 3).all()

@@ -1,4 +1,4 @@
-"""Images: labelled sets, their splits and loaders; scikit-learn's digits; pictures of a folder."""
+"""Images in memory: labelled sets and their splits; scikit-learn's digits; pictures of a folder."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tcnn.data_config import DataConfig
 from tcnn.errors import TCNNError
+from tcnn.images import Images
+from tcnn.view import View
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
 
@@ -64,6 +68,25 @@ class ImageSet:
         """What a network is fed: pixels/255, (N, C, H, W) float32, and labels (N,) int64."""
         pixels = torch.from_numpy(self.images).permute(0, 3, 1, 2)
         return pixels.contiguous().float() / 255, torch.from_numpy(self.labels)
+
+
+class ArrayImages(Images):
+    """An `ImageSet`, one by one as images on a disk are."""
+
+    def __init__(self, images: ImageSet, what: str) -> None:
+        super().__init__(images.classes, images.labels)
+        self._pixels, self._what = images.images, what
+
+    def name(self, index: int) -> str:
+        return f"{self._what} {index}"
+
+    def data(self, index: int) -> bytes:
+        pixels: npt.NDArray[np.uint8] = self._pixels[index]
+        return pixels.tobytes()
+
+    def read(self, index: int) -> Image.Image:
+        pixels = self._pixels[index]
+        return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -127,44 +150,23 @@ def split(images: ImageSet, seed: int, validation: float = 0.2, test: float = 0.
     return Splits(train, checked, held_out)
 
 
-def loader(
-    images: ImageSet, batch_size: int, *, shuffle_seed: int | None = None, max_shift: int = 0
-) -> DataLoader[Any]:
-    """Batches of (images, labels) in this process.
+def loader(images: ImageSet, batch_size: int, view: View | None = None) -> DataLoader[Any]:
+    """Batches of (images, labels) in their order, in this process.
 
     Args:
-        images: the images.
+        images: the images, as large as the network takes them.
         batch_size: images in a batch.
-        shuffle_seed: a new order every epoch, always the same for the same seed; None keeps the
-            order of the set.
-        max_shift: move each image by up to so many pixels in both directions, at random (from
-            `shuffle_seed`); its border pixels are repeated.
+        view: how the network takes them; None is pixels in [0, 1].
     """
     dataset = TensorDataset(*images.tensors())
-    if shuffle_seed is None:
+    if view is None:
         return DataLoader(dataset, batch_size)
-    order, shifts = (torch.Generator().manual_seed(shuffle_seed) for _ in range(2))
 
     def collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         pixels, labels = (torch.stack(column) for column in zip(*items, strict=True))
-        return shift(pixels, max_shift, shifts), labels
+        return view.normalize(pixels), labels
 
-    return DataLoader(dataset, batch_size, shuffle=True, generator=order, collate_fn=collate)
-
-
-def shift(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
-    """Move each image of (B, C, H, W) by -most … most pixels on both axes, repeating its border."""
-    if not most:
-        return images
-    height, width = images.shape[-2:]
-    padded = F.pad(images, (most, most, most, most), mode="replicate")
-    starts = torch.randint(0, 2 * most + 1, (len(images), 2), generator=generator).tolist()
-    return torch.stack(
-        [
-            image[:, top : top + height, left : left + width]
-            for image, (top, left) in zip(padded, starts, strict=True)
-        ]
-    )
+    return DataLoader(dataset, batch_size, collate_fn=collate)
 
 
 def pictures(folder: Path, model: nn.Module, size: tuple[int, int, int], count: int) -> Tensor:
@@ -185,27 +187,18 @@ def pictures(folder: Path, model: nn.Module, size: tuple[int, int, int], count: 
     Raises:
         TCNNError: there are none, or one cannot be read, or C is neither 1 nor 3.
     """
-    from PIL import Image
-    from timm import data
-
-    if size[0] not in (1, 3):
-        raise TCNNError(
-            f"Expected a network on 1 or 3 channels for pictures, but it takes {size[0]}."
-        )
+    view = View.of(model, DataConfig(input_size=size))
     if not folder.is_dir():
         raise TCNNError(f"Expected a folder of pictures, but {str(folder)!r} is not a folder.")
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _PICTURES)
     if not files:
         raise TCNNError(f"Expected pictures ({', '.join(_PICTURES)}) in {str(folder)!r}: none.")
-    config = data.resolve_data_config({"input_size": size}, model=model)
-    if size[0] == 1:
-        config |= {key: (float(np.mean(config[key])),) for key in ("mean", "std")}
-    transform = data.create_transform(**config)
+    transform = view.transform()
     tensors = []
     for index in np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int):
         try:
             with warnings.catch_warnings(action="ignore"), Image.open(files[index]) as picture:
-                tensors.append(transform(picture.convert("L" if size[0] == 1 else "RGB")))
+                tensors.append(transform(view.channels(picture.convert("RGB"))))
         except Exception as error:  # damaged and oversized files can raise anything
             raise TCNNError(f"Expected a picture, but {str(files[index])!r}: {error}") from error
     return torch.stack(tensors)

@@ -1,0 +1,242 @@
+"""Images to batches, in an order and with an augmentation that can be taken up anywhere.
+
+All randomness of an image follows from the seed, the epoch and the image's place in its set, and
+from nothing else: neither from the number of processes that read or train, nor from whatever was
+drawn before. So a run can go on from the middle of an epoch, and two processes see between them
+what one sees.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+import lightning
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tcnn.data import ArrayImages, digits, split
+from tcnn.data_config import DataConfig
+from tcnn.datasets import open_images
+from tcnn.decoding import UnreadableImage
+from tcnn.images import DataError, Images, hold_out, take
+from tcnn.view import View
+
+_PADDING = -1  # where an image should be, in the last batch of validation
+
+
+def open_data(config: DataConfig, classes: Sequence[str] | None = None) -> tuple[Images, Images]:
+    """The training and the validation images that a configuration names.
+
+    Args:
+        config: where they are, and how many to take.
+        classes: those that a model was saved with; None takes the training set's own.
+
+    Raises:
+        DataError: as from `open_images`, or more are held out than there are.
+    """
+    train: Images
+    val: Images
+    if config.root == "digits":
+        parts = split(digits(), seed=0)
+        sets = {"train": parts.train, "val": parts.test}
+        train, val = (ArrayImages(images, f"digits {name}") for name, images in sets.items())
+        if classes is not None and tuple(classes) != train.classes:
+            raise DataError(f"Expected a model of the ten digits, but it was saved with {classes}.")
+    else:
+        train = open_images(config.root, config.train, classes)
+    if config.holdout:
+        if config.holdout >= len(train):
+            raise DataError(
+                f"Expected `holdout` below the {len(train)} training images, but got "
+                f"{config.holdout}."
+            )
+        train, val = hold_out(train, config.holdout, seed=0)
+    elif config.root != "digits":
+        val = open_images(config.root, config.val, train.classes)
+    return take(train, config.max_train, seed=0), take(val, config.max_val, seed=0)
+
+
+class _Pictures(Dataset[Any]):
+    """Images transformed; its items are asked for by (epoch, index)."""
+
+    def __init__(self, images: Images, view: View, config: DataConfig, seed: int | None) -> None:
+        self.images, self.view, self.seed = images, view, seed
+        self.transform = view.transform(None if seed is None else config)
+        # In training the next image takes the place of one that cannot be read.
+        self.tries = 1 if seed is None or config.unreadable == "fail" else len(images)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, list[str]]:
+        """An image, its label, and what could not be read; a label of -1 for no image."""
+        epoch, index = key
+        unread: list[str] = []
+        for tried in range(0 if index == _PADDING else self.tries):
+            at = (index + tried) % len(self.images)
+            try:
+                with warnings.catch_warnings(action="ignore"), _randomness(self.seed, epoch, at):
+                    picture = self.view.channels(self.images.read(at))
+                    return self.transform(picture), int(self.images.labels[at]), unread
+            except UnreadableImage as error:
+                unread.append(f"{error.name}\t{error.reason}")
+        return torch.zeros(self.view.input_size), _PADDING, unread
+
+
+@contextmanager
+def _randomness(seed: int | None, epoch: int, index: int) -> Iterator[None]:
+    """Random numbers of Python, NumPy and PyTorch's CPU for one image alone."""
+    if seed is None:
+        yield
+        return
+    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seeds = np.random.SeedSequence([seed, epoch, index]).generate_state(3)
+    random.seed(int(seeds[0]))
+    np.random.seed(seeds[1])
+    torch.default_generator.manual_seed(int(seeds[2]))
+    try:
+        yield
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.set_rng_state(state[2])
+
+
+class _Order(Sampler[list[tuple[int, int]]]):
+    """The batches of one epoch for one process, as lists of (epoch, index).
+
+    A global batch is dealt out in equal parts, the first to the first process.
+    """
+
+    def __init__(self, order: npt.NDArray[np.int64], epoch: int, batch: int, start: int) -> None:
+        self.order, self.epoch, self.batch, self.start = order, epoch, batch, start
+
+    def __len__(self) -> int:
+        return len(self.order) // self.batch - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for at in range(self.start, len(self.order) // self.batch):
+            chunk = self.order[at * self.batch : (at + 1) * self.batch]
+            yield [(self.epoch, int(index)) for index in chunk]
+
+
+class ImageData(lightning.LightningDataModule):
+    """The images of a run in batches, for Lightning: a new order and new augmentation every epoch.
+
+    For a trainer with `use_distributed_sampler=False` and `reload_dataloaders_every_n_epochs=1`.
+    The images that do not fill a training batch are left out, other ones in every epoch. A batch is
+    (images, labels, names and reasons of images that could not be read).
+
+    Args:
+        train, val: the images.
+        view: how the network takes them.
+        config: augmentation, and who reads.
+        batch_size: images in a step, over all processes and accumulations.
+        seed: fixes order and augmentation.
+        accumulate: backward passes in a step.
+
+    Attributes:
+        start: epoch and batch to begin with.
+
+    Raises:
+        DataError: there are fewer training images than a batch takes.
+    """
+
+    def __init__(
+        self,
+        train: Images,
+        val: Images,
+        view: View,
+        config: DataConfig,
+        batch_size: int,
+        seed: int,
+        accumulate: int = 1,
+    ) -> None:
+        super().__init__()
+        self.images = {"train": train, "val": val}
+        self.view, self.config, self.seed = view, config, seed
+        self.batch_size, self.accumulate = batch_size, accumulate
+        self.start = (0, 0)
+        if len(train) < batch_size:
+            raise DataError(
+                f"Expected at least one batch of {batch_size} training images, but got "
+                f"{len(train)}: give a smaller batch_size."
+            )
+
+    @property
+    def steps(self) -> int:
+        """Steps of the optimiser in an epoch."""
+        return len(self.images["train"]) // self.batch_size
+
+    def identity(self) -> dict[str, Any]:
+        """What two runs on the same images have in common, as plain data."""
+        return {
+            "view": asdict(self.view),
+            "config": asdict(replace(self.config, workers=0, unreadable="skip")),
+            **{
+                name: [len(images), zlib.crc32(images.labels.tobytes()), list(images.classes)]
+                for name, images in self.images.items()
+            },
+        }
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """The rest of the epoch that the trainer is in."""
+        world, rank, done = self._place()
+        epoch, batch = self.start if done == 0 else (self.start[0] + done, 0)
+        key = np.random.SeedSequence([self.seed, epoch])
+        order = np.random.default_rng(key).permutation(len(self.images["train"]))
+        order = order[: self.steps * self.batch_size]
+        part = self.batch_size // (world * self.accumulate)
+        order = order.reshape(-1, world, part)[:, rank].ravel()
+        return self._loader("train", _Order(order, epoch, part, batch), self.seed)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """All validation images, dealt out to the processes, padded to equal numbers of batches."""
+        world, rank, _ = self._place()
+        part = max(1, self.batch_size // (world * self.accumulate))
+        count = len(self.images["val"])
+        order = np.full(-(-count // (world * part)) * world * part, _PADDING)
+        order[:count] = np.arange(count)
+        return self._loader("val", _Order(order.reshape(-1, world)[:, rank], 0, part, 0), None)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Stop on images that cannot be read, here where an error keeps its class and message."""
+        _, labels, unread = batch
+        if unread:
+            name, _, reason = unread[0].partition("\t")
+            if self.config.unreadable == "fail":
+                raise UnreadableImage(name, reason)
+            if self.trainer is not None and self.trainer.training and (labels == _PADDING).any():
+                raise DataError(
+                    "Expected training images that can be read, but not one can; the first is "
+                    f"{name!r}: {reason}."
+                )
+        return batch
+
+    def _place(self) -> tuple[int, int, int]:
+        """Processes, which of them this is, and epochs since the trainer began."""
+        trainer = self.trainer
+        if trainer is None:
+            return 1, 0, 0
+        return trainer.world_size, trainer.global_rank, trainer.current_epoch
+
+    def _loader(self, split: str, order: _Order, seed: int | None) -> DataLoader[Any]:
+        pictures = _Pictures(self.images[split], self.view, self.config, seed)
+        return DataLoader(
+            pictures,
+            batch_sampler=order,
+            num_workers=self.config.workers,
+            collate_fn=_batch,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _batch(items: list[tuple[Tensor, int, list[str]]]) -> tuple[Tensor, Tensor, list[str]]:
+    images, labels, unread = zip(*items, strict=True)
+    return torch.stack(images), torch.tensor(labels), [line for lines in unread for line in lines]

@@ -1,0 +1,123 @@
+"""How a network takes pictures: size, statistics and crop, and timm's transforms for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from tcnn.data_config import DataConfig
+from tcnn.errors import TCNNError
+
+
+@dataclass(frozen=True)
+class View:
+    """How a network takes pictures.
+
+    Attributes:
+        input_size: (C, H, W), with 1 or 3 channels.
+        mean, std: of each channel, for pixels in [0, 1].
+        interpolation: of resizing.
+        crop_pct: side of the centre crop by that of the resized image.
+    """
+
+    input_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+
+    def __post_init__(self) -> None:
+        channels = self.input_size[0]
+        if channels not in (1, 3):
+            raise TCNNError(
+                f"Expected a network on 1 or 3 channels for pictures, but it takes {channels}."
+            )
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != channels:
+                raise TCNNError(
+                    f"Expected `{name}` to have a number for each of {channels} channels, but got "
+                    f"{values}."
+                )
+
+    @classmethod
+    def of(cls, model: nn.Module, config: DataConfig | None = None) -> View:
+        """As timm evaluates the network: by the configuration's settings, where it has any, then by
+        the network's `pretrained_cfg`, then by ImageNet's. One channel has the mean of three."""
+        from timm.data import resolve_data_config
+
+        config = config or DataConfig()
+        names = ("input_size", "mean", "std", "interpolation", "crop_pct")
+        given = {name: getattr(config, name) for name in names}
+        given = {name: value for name, value in given.items() if value is not None}
+        found: dict[str, Any] = resolve_data_config({}, model=model) | given
+        if found["input_size"][0] == 1:
+            for name in ("mean", "std"):
+                found[name] = (float(np.mean(found[name])),)
+        return cls(
+            tuple(found["input_size"]),
+            tuple(found["mean"]),
+            tuple(found["std"]),
+            str(found["interpolation"]),
+            float(found["crop_pct"]),
+        )
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """(x - mean) / std of pixels in [0, 1], (B, C, H, W)."""
+        mean, std = (
+            torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1)
+            for values in (self.mean, self.std)
+        )
+        return (pixels - mean) / std
+
+    def transform(self, config: DataConfig | None = None) -> Any:
+        """timm's transform of an RGB picture to a network's input (C, H, W).
+
+        Args:
+            config: augment as it says, for training; None is the view of evaluation.
+        """
+        return self._composed(config, normalize=True)
+
+    def pixels(self, picture: Image.Image) -> npt.NDArray[np.uint8]:
+        """A picture resized and cropped as in evaluation, before it is normalised: (H, W, C)."""
+        tensor: Tensor = self._composed(None, normalize=False)(self.channels(picture))
+        return tensor.permute(1, 2, 0).numpy()
+
+    def channels(self, picture: Image.Image) -> Image.Image:
+        """The picture with as many channels as the network takes."""
+        return picture.convert("L") if self.input_size[0] == 1 else picture
+
+    def _composed(self, config: DataConfig | None, normalize: bool) -> Any:
+        from timm.data import create_transform
+        from torchvision import transforms
+
+        common: dict[str, Any] = {
+            "input_size": self.input_size,
+            "interpolation": self.interpolation,
+            "mean": self.mean,
+            "std": self.std,
+            "normalize": normalize,
+        }
+        if config is None:
+            return create_transform(**common, crop_pct=self.crop_pct)
+        composed = create_transform(
+            **common,
+            is_training=True,
+            scale=config.scale,
+            hflip=config.hflip,
+            color_jitter=config.color_jitter or None,
+            auto_augment=config.aa,
+            re_prob=config.reprob,
+            re_mode="pixel",
+        )
+        if config.crop != "rrc":  # as timm's recipes for CIFAR
+            side = min(self.input_size[1:])
+            resize = create_transform(**common, crop_pct=self.crop_pct).transforms[:2]
+            shift = transforms.RandomCrop(self.input_size[1:], side // 8, padding_mode="reflect")
+            composed.transforms[:1] = [*resize, *([shift] if config.crop == "pad" else [])]
+        return composed
