@@ -114,19 +114,32 @@ def positional_attention(rows: Axis, cols: Axis, v_pos: Tensor | None) -> list[T
 
 
 def content_attention(
-    x: Tensor, rows: Axis, cols: Axis, qk_weight: Tensor, qk_dim: int, window: int | None
+    x: Tensor,
+    rows: Axis,
+    cols: Axis,
+    qk_weight: Tensor,
+    qk_dim: int,
+    window: int | None,
+    temperature: Tensor | None = None,
 ) -> list[Tensor]:
     """S_h, one [batch, queries, real keys] a head; x [batch, channels, rows, columns]."""
     heads = len(rows.centres) * len(cols.centres)
     w = qk_weight.view(2, heads, qk_dim, -1)
     anchors_y = [min(a, rows.size - 1) for a in rows.anchors]
     anchors_x = [min(a, cols.size - 1) for a in cols.anchors]
+    if temperature is not None:
+        x = x - x.flatten(2).mean(2)[:, :, None, None]
     at_anchors = x[:, :, anchors_y][:, :, :, anchors_x].flatten(2)
     maps = []
     for h in range(heads):
         q = w[0, h] @ at_anchors
         k = w[1, h] @ x.flatten(2)
-        logits = q.transpose(1, 2) @ k / qk_dim**0.5
+        if temperature is None:
+            logits = q.transpose(1, 2) @ k / qk_dim**0.5
+        else:
+            lengths = [((v**2).sum(1) + 1e-6) ** 0.5 for v in (q, k)]
+            cosine = (q.transpose(1, 2) @ k) / (lengths[0][:, :, None] * lengths[1][:, None, :])
+            logits = temperature[h] * cosine
         if window is not None:
             delta = displacements(rows, cols, clamp=True, padded=False)
             near = (delta >= -((window - 1) // 2)) & (delta <= window // 2)
@@ -150,6 +163,7 @@ def dense_gpsa(
     qk_weight: Tensor,
     qk_dim: int,
     window: int | None,
+    temperature: Tensor | None = None,
     axes: tuple[Axis, Axis] | None = None,
 ) -> Tensor:
     """Y [batch, out_channels, rows, columns] in float64, differentiable in every tensor.
@@ -170,7 +184,7 @@ def dense_gpsa(
         for i in (0, 1)
     )
     position = positional_attention(rows, cols, v_pos)
-    content = content_attention(x, rows, cols, qk_weight, qk_dim, window)
+    content = content_attention(x, rows, cols, qk_weight, qk_dim, window, temperature)
     onto_real = fold(rows, cols, padding_mode)
     per_group = weight.shape[0] // groups
     out: Tensor | float = 0.0
@@ -207,6 +221,7 @@ def reference_of(layer: torch.nn.Module, x: Tensor, **instead: Any) -> Tensor:
         "qk_weight": layer.qk.weight,
         "qk_dim": layer.qk.weight.shape[0] // (2 * heads),
         "window": config.window,
+        "temperature": layer.logit_scale.double().exp() if config.content == "cosine" else None,
     }
     return dense_gpsa(x, **(arguments | instead))
 

@@ -268,3 +268,21 @@ def test_no_positional_attention_is_subnormal(alpha: float):
         assert not ((values != 0) & (values.abs() < tiny)).any()
     centre = maps.position[4, 12, 12]
     assert centre[12, 12] == pytest.approx(1 / (1 + 4 * 2.718281828459045**-alpha), rel=0.01)
+
+
+def test_cosine_content_starts_as_likeness() -> None:
+    """Of two kinds of pixels each attends to its own kind, as softmax(5 cos) says; and a constant
+    image, whose pixels less their mean are nothing, has a finite gradient."""
+    layer = tcnn.GPSA2d(4, 4, 3, padding=1, config=tcnn.GPSAConfig(content="cosine", qk_dim=4))
+    one = torch.tensor([1.0, 2.0, -1.0, 0.5])
+    x = torch.stack([one, -one] * 8, dim=1).view(1, 4, 4, 4)
+    found = layer.attention(x).content[0].flatten(1, 2).flatten(2)
+    kinds = torch.arange(16) % 2
+    alike = (kinds[:, None] == kinds[None, :]).float()
+    expected = (5 * (2 * alike - 1)).softmax(-1)
+    torch.testing.assert_close(found, expected.expand(9, 16, 16), rtol=1e-4, atol=1e-6)
+    flat = torch.ones(1, 4, 4, 4, requires_grad=True)
+    with torch.no_grad():
+        layer.gating_param.fill_(0.5)
+    layer(flat).sum().backward()
+    assert flat.grad is not None and flat.grad.isfinite().all() and flat.grad.abs().max() < 1e3

@@ -148,6 +148,7 @@ def test_open_gates_are_the_dense_reference(
         gate=data.draw(st.sampled_from(["linear", "sigmoid"]), label="gate"),
         positions=data.draw(st.sampled_from(["fixed", "learned"]), label="positions"),
         locality_strength=data.draw(st.sampled_from([0.1, 1.0, 5.0]), label="alpha"),
+        content=data.draw(st.sampled_from(["dot", "cosine"]), label="content"),
         qk_dim=data.draw(st.none() | st.integers(1, 6), label="qk_dim"),
         window=data.draw(st.none() | st.integers(1, 5), label="window"),
     )
@@ -159,6 +160,8 @@ def test_open_gates_are_the_dense_reference(
         if config.gate == "linear":
             layer.gating_param[torch.rand(layer.heads) < 0.3] = 0.0
         layer.qk.weight.copy_(torch.randn_like(layer.qk.weight))
+        if config.content == "cosine":
+            layer.logit_scale.copy_(torch.randn(layer.heads))
         if config.positions == "learned":
             layer.v_pos.add_(torch.randn_like(layer.v_pos))
     frozen = data.draw(st.booleans(), label="frozen gates")
@@ -181,4 +184,6 @@ def test_open_gates_are_the_dense_reference(
             assert error <= 1e-10 * truth.abs().max().item() + 1e-12, (name, call, error)
         with torch.no_grad():
             assert worst(layer(x), expected) <= 1e-10, call
-    event(f"{config.positions}, {config.gate}, window {config.window is not None}")
+    event(
+        f"{config.positions}, {config.gate}, {config.content}, window {config.window is not None}"
+    )

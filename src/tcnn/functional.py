@@ -133,21 +133,33 @@ def project_heads(x: Tensor, weight: Tensor) -> Tensor:
     return projected.view(x.shape[0], *weight.shape[:2], x.shape[2] * x.shape[3]).mT
 
 
-def content_attention(queries: Tensor, keys: Tensor, outside: Tensor | None = None) -> Tensor:
+def unit(x: Tensor) -> Tensor:
+    """x / √(‖x‖² + ε) over the last dimension: of length 1, or near 0 where x is, with a gradient
+    that stays finite there."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    length = (wide.square().sum(dim=-1, keepdim=True) + 1e-6).sqrt()
+    return x / length.to(x.dtype)
+
+
+def content_attention(
+    queries: Tensor, keys: Tensor, outside: Tensor | None = None, scale: Tensor | None = None
+) -> Tensor:
     """S_h = softmax over keys of Q_h K_hᵀ / √d_k (ConViT eq. 5).
 
     Args:
         queries: (B, heads, Nq, d_k).
         keys: (B, heads, Nk, d_k).
         outside: (Nq, Nk), True where a key may not be attended to; None allows all.
+        scale: (heads,), in place of 1 / √d_k.
 
     Returns:
         (B, heads, Nq, Nk), rows summing to 1; of float16 in float32, for its scores would overflow.
     """
     if queries.dtype == torch.float16:
         with torch.autocast(queries.device.type, enabled=False):
-            return content_attention(queries.float(), keys.float(), outside)
-    scores = (queries * queries.shape[-1] ** -0.5) @ keys.transpose(-1, -2)
+            return content_attention(queries.float(), keys.float(), outside, scale)
+    factor = queries.shape[-1] ** -0.5 if scale is None else scale.to(queries.dtype).view(-1, 1, 1)
+    scores = (queries * factor) @ keys.transpose(-1, -2)
     if outside is not None:
         scores = scores.masked_fill(outside, -torch.inf)
     return torch.softmax(scores, dim=-1)

@@ -32,6 +32,11 @@ class GPSAConfig:
     """α of learned positions at the start: the positional attention falls off as exp(-α‖δ - Δ‖²).
     From 15 up the layer equals its convolution to float32 precision, and positions hardly move."""
 
+    content: Literal["dot", "cosine"] = "dot"
+    """"dot": S = softmax(Q Kᵀ / √d_k), as in ConViT; at the start it is nearly the image's mean.
+    "cosine": S = softmax(τ cos(Q, K)) of the pixels less their mean, with W_qry = W_key and τ = 5
+    at the start: each pixel attends to those that look like it."""
+
     qk_dim: int | None = None
     """Width of one head's queries and keys; None is max(8, in_channels // heads)."""
 
@@ -50,6 +55,7 @@ class GPSAConfig:
     def __post_init__(self) -> None:
         _one_of("gate", self.gate, ("linear", "sigmoid"))
         _one_of("positions", self.positions, ("fixed", "learned"))
+        _one_of("content", self.content, ("dot", "cosine"))
         _number("gate_init", self.gate_init, lambda g: 0 <= g <= 1, "a number from 0 to 1")
         _number(
             "locality_strength",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy as copying
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from tcnn import convolutions, functional
 from tcnn.geometry import Geometry
 from tcnn.gpsa_config import GPSAConfig
 
+_SIMILARITY_SCALE = 5.0  # τ at the start
 _SHUT_LOGIT = 40.0  # sigmoid(40) is exactly 1 in float64, and so in every narrower type
 
 
@@ -47,6 +49,9 @@ class GPSA2d(nn.Module):
         P_h &= \text{softmax}_{keys}(v^h_{pos} \cdot (\|δ\|^2, δ_1, δ_2)), \qquad
         S_h = \text{softmax}_{keys}(Q_h K_h^T / \sqrt{d_k})
 
+    With content="cosine", S_h = softmax_keys(τ_h cos(Q_h, K_h)), Q and K of X less its mean over
+    the pixels (scaled cosine attention: Liu et al. 2022, Swin V2, arXiv 2111.09883 §3.3).
+
     The query of output pixel (u, v) is anchored at input pixel (u·s, v·s); δ = key - anchor; head h
     starts centred at Δ_h = (a·d - p, b·d - p), with v_pos = -α (1, -2Δ_1, -2Δ_2). P ranges over the
     padded grid, S over the real pixels alone; a query anchored beyond the image reads the pixel
@@ -60,6 +65,7 @@ class GPSA2d(nn.Module):
         qk: W_qry and W_key, a linear map to (2, heads, d_k) channels.
         gating_param: (heads,). Linear gate: the content share 1 - g. Sigmoid gate: λ, g = σ(λ).
         v_pos: (heads, 3), learned positions only.
+        logit_scale: (heads,), ln τ, cosine content only.
 
     Head (a, b) has index h = a·Kw + b.
 
@@ -83,6 +89,7 @@ class GPSA2d(nn.Module):
     weight: Tensor
     bias: Tensor | None
     config: GPSAConfig
+    logit_scale: nn.Parameter
     scale: float  # of ScaledStdConv2d
     eps: float  # of weight standardisation
     _conv: Any  # the convolution it was recast from, without its parameters
@@ -151,7 +158,10 @@ class GPSA2d(nn.Module):
         device, dtype = reference.device, reference.dtype
         width = config.qk_dim or max(8, self.in_channels // self.heads)
         self.qk = nn.Linear(self.in_channels, 2 * self.heads * width, False, device, dtype)
-        nn.init.trunc_normal_(self.qk.weight, std=0.02)  # as the projections of ViT and ConViT
+        if config.content == "cosine":
+            self._start_similar(width)
+        else:
+            nn.init.trunc_normal_(self.qk.weight, std=0.02)  # as the projections of ViT and ConViT
         gate = torch.full((self.heads,), config.gate_init, dtype=torch.float64)
         gating = (
             1 - gate if config.gate == "linear" else gate.logit().clamp(-_SHUT_LOGIT, _SHUT_LOGIT)
@@ -163,6 +173,16 @@ class GPSA2d(nn.Module):
             self.v_pos = nn.Parameter((config.locality_strength * v_pos).to(device, dtype))
         convolutions.move_state(conv, self, ("weight", "bias", "gain"))
         self.train(conv.training)
+
+    def _start_similar(self, width: int) -> None:
+        """W_qry = W_key, orthonormal for each head, and the temperatures."""
+        same = [
+            nn.init.orthogonal_(torch.empty(width, self.in_channels)) for _ in range(self.heads)
+        ]
+        with torch.no_grad():
+            self.qk.weight.copy_(torch.cat(same + same))
+        start = torch.full((self.heads,), math.log(_SIMILARITY_SCALE))
+        self.logit_scale = nn.Parameter(start.to(self.qk.weight))
 
     def to_conv2d(self, *, copy: bool = True) -> nn.Conv2d:
         """The convolution that computes what this layer computes, of the class it was recast from.
@@ -383,10 +403,16 @@ class GPSA2d(nn.Module):
         height, width = x.shape[-2:]
         rows, columns = self._geometry.anchors((height, width), x.device)
         rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+        if self.config.content == "cosine":
+            x = x - x.mean(dim=(2, 3), keepdim=True)
         at_queries = x.index_select(2, rows.long()).index_select(3, columns.long())
         w_qry, w_key = self.qk.weight.view(2, self.heads, -1, self.in_channels)[:, heads]
         queries = functional.project_heads(at_queries, w_qry)
         keys = functional.project_heads(x, w_key)
+        scale = None
+        if self.config.content == "cosine":
+            queries, keys = functional.unit(queries), functional.unit(keys)
+            scale = self.logit_scale[heads].exp()
         outside = None
         if self.config.window is not None:
             outside = functional.window_mask(
@@ -394,7 +420,7 @@ class GPSA2d(nn.Module):
                 functional.axis_offsets(columns, 0, width),
                 self.config.window,
             )
-        return functional.content_attention(queries, keys, outside)
+        return functional.content_attention(queries, keys, outside, scale)
 
 
 def gpsa_layers(model: nn.Module) -> dict[str, GPSA2d]:

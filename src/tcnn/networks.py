@@ -1,4 +1,4 @@
-"""Networks of the project's own: the residual networks of He et al. 2016 for small images."""
+"""Residual networks for small images: those of He et al. 2016, and timm's without max pooling."""
 
 from __future__ import annotations
 
@@ -110,3 +110,26 @@ def cifar_resnet32(**settings: Any) -> CifarResNet:
 def cifar_resnet56(**settings: Any) -> CifarResNet:
     """ResNet-56 for CIFAR-10."""
     return CifarResNet(depth=56, **settings)
+
+
+def small_image_resnet18(
+    num_classes: int = 50, channels: tuple[int, ...] = (64, 128, 256, 512), **settings: Any
+) -> nn.Module:
+    """timm's ResNet-18 with a 3×3 stem and without max pooling, for images of 64×64: its stages
+    work on grids of 32, 16, 8 and 4.
+
+    Args:
+        num_classes: width of the output.
+        channels: of the four stages.
+        settings: more options of timm's ResNet.
+    """
+    import timm
+
+    model: Any = timm.create_model(
+        "resnet18", num_classes=num_classes, channels=tuple(channels), **settings
+    )
+    model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, stride=2, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, 64, 64), "crop_pct": 1.0}
+    return model  # type: ignore[no-any-return]

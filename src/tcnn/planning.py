@@ -291,6 +291,7 @@ def _cost(conv: nn.Conv2d, config: GPSAConfig, calls: list[Call]) -> tuple[int, 
     learned = config.positions == "learned"
     width = heads * (config.qk_dim or max(8, channels // heads))
     parameters = 2 * channels * width + heads + (3 * heads if learned else 0)
+    parameters += heads if config.content == "cosine" else 0
     flops = 0
     for inputs, outputs in ((call.inputs, call.outputs) for call in calls):
         keys, queries = _area(inputs), _area(outputs)
