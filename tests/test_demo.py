@@ -14,12 +14,11 @@ import tcnn
 from tcnn.data import digits, split
 from tcnn.demo import DemoConfig, run
 from tcnn.demo_result import DemoResult, closing, verdict
-from tcnn.train import TrainConfig
+from tcnn.train_config import TrainConfig
 
 SHORT = DemoConfig(
     widths=(4, 4, 8),
     size=16,
-    max_shift=1,
     cnn=TrainConfig(epochs=2, batch_size=128, lr=5e-3),
     finetune=TrainConfig(epochs=1, batch_size=128, lr=2e-3, gate_lr_scale=10),
     severities=(1, 4),

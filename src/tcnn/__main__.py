@@ -1,4 +1,5 @@
-"""The command line: hands the functions of `tcnn.commands` to jsonargparse, and errors to people.
+"""The command line: hands the functions of `tcnn.commands` and
+`tcnn.training_commands` to jsonargparse, and errors to people.
 
 Exit codes: 0 done; 1 it failed, or the answer is no; 2 the command line could not be understood;
 130 interrupted. Every error is one line on stderr.
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 import jsonargparse
 
 import tcnn
-from tcnn import commands
+from tcnn import commands, training_commands
 from tcnn.errors import TCNNError
 
 # Not by the functions' own names: jsonargparse looks those up in the package's root, where names
@@ -26,6 +27,8 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "demo": commands.run_demo,
     "plan": commands.show_plan,
     "recast": commands.recast_network,
+    "finetune": training_commands.finetune_network,
+    "study": training_commands.run_study,
     "restore": commands.restore_network,
     "verify": commands.verify_networks,
 }
@@ -52,6 +55,7 @@ def main(args: Sequence[str] | None = None) -> int:
     if not words:
         parser.print_help()
         return 2
+    words = _with_values(parser, words)
     try:
         parsed = parser.parse_args(words)
     except (ValueError, OSError) as error:  # a YAML file that is no text
@@ -87,6 +91,21 @@ def main(args: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"tcnn {name}: interrupted", file=sys.stderr)
         return 130
+
+
+def _with_values(parser: _Parser, words: list[str]) -> list[str]:
+    """The words with "true" after each flag that stands alone, as in `--resume`."""
+    child = parser.children.get(words[0])
+    flags = [
+        option
+        for action in (child._actions if child else [])
+        if getattr(action, "_typehint", None) is bool
+        for option in action.option_strings
+    ]
+    spelled = []
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        spelled += [word, "true"] if word in flags and following.startswith("--") else [word]
+    return spelled
 
 
 def _fail(command: str, message: str) -> int:

@@ -30,7 +30,7 @@ def run_demo(*, out: str = "runs/demo", seed: int = 0) -> int:
 
     called = sys.argv[0] if Path(sys.argv[0]).name == "tcnn" else "python -m tcnn"
     program = "tcnn" if shutil.which("tcnn") else called
-    run(_folder(out), seed, _echo, program=program)
+    run(folder_of(out), seed, echo, program=program)
     return 0
 
 
@@ -56,9 +56,9 @@ def show_plan(
     from tcnn import planning
     from tcnn.files import make_folder, write_json
 
-    network = _network(model, pretrained=False, settings=model_settings)
+    network = network_of(model, pretrained=False, settings=model_settings)
     steps = planning.plan(network, targets, gpsa, input_size)
-    _echo(steps.table())
+    echo(steps.table())
     if json is not None:
         make_folder(Path(json).parent)
         write_json(Path(json), steps.to_json())
@@ -100,10 +100,10 @@ def recast_network(
     from tcnn.files import write_json
     from tcnn.provenance import provenance
 
-    folder = _folder(out)
-    network = _network(model, pretrained, weights, model_settings)
+    folder = folder_of(out)
+    network = network_of(model, pretrained, weights, model_settings)
     steps = planning.plan(network, targets, gpsa, input_size)
-    _echo(steps.table() + "\n")
+    echo(steps.table() + "\n")
     hybrid = surgery.recast(network, targets, gpsa, input_size)
     report = _compare(network, hybrid, images, batch, steps.input_size, dtype)
     if not report.ok and gpsa.starts_exact:
@@ -120,8 +120,8 @@ def recast_network(
     }
     write_json(folder / "recast.json", content)
     if not report.ok:
-        _echo("The options ask for a hybrid that starts out different, and that is what it is.")
-    _echo(f'\nWrote {folder}. Read it in Python with tcnn.load("{folder}").')
+        echo("The options ask for a hybrid that starts out different, and that is what it is.")
+    echo(f'\nWrote {folder}. Read it in Python with tcnn.load("{folder}").')
     return 0
 
 
@@ -150,7 +150,7 @@ def restore_network(
     from tcnn.layers import gpsa_layers
     from tcnn.tracing import own_input_size
 
-    folder = _folder(out)
+    folder = folder_of(out)
     network = _saved(hybrid, cnn)
     left = surgery.not_restorable(network)
     layers = len(gpsa_layers(network))
@@ -171,9 +171,9 @@ def restore_network(
         )
     checkpoint.save(restored, folder)
     (folder / "recast.json").unlink(missing_ok=True)  # of the hybrid that was there
-    _echo(f"\n{layers - len(left)} of {layers} layers restored; wrote {out}.")
+    echo(f"\n{layers - len(left)} of {layers} layers restored; wrote {out}.")
     for name, reason in left.items():
-        _echo(f"  {name} stays: {reason}")
+        echo(f"  {name} stays: {reason}")
     return 0
 
 
@@ -216,7 +216,7 @@ def verify_networks(
     if Path(reference).is_dir():
         first, second = _saved(reference, cnn), _saved(model, cnn)
     else:
-        first = _network(reference, pretrained, weights, model_settings)
+        first = network_of(reference, pretrained, weights, model_settings)
         second = checkpoint.load(model, cnn=None if checkpoint.builds_itself(model) else first)
     size = input_size or own_input_size(first)
     report = _compare(first, second, images, batch, size, dtype)
@@ -226,13 +226,13 @@ def verify_networks(
     return 0 if report.ok else 1
 
 
-def _folder(out: str) -> Path:
+def folder_of(out: str) -> Path:
     if not out.strip():
         raise TCNNError("Expected --out to be a folder, but it is empty.")
     return Path(out)
 
 
-def _network(
+def network_of(
     name: str,
     pretrained: bool | None = None,
     weights: str | None = None,
@@ -255,7 +255,7 @@ def _network(
 def _saved(folder: str, cnn: str | None) -> Any:
     from tcnn import checkpoint
 
-    return checkpoint.load(folder, cnn=None if cnn is None else _network(cnn, pretrained=False))
+    return checkpoint.load(folder, cnn=None if cnn is None else network_of(cnn, pretrained=False))
 
 
 def _compare(
@@ -269,7 +269,6 @@ def _compare(
     """Print how far two networks are apart on pictures, or on random images."""
     import torch
 
-    from tcnn.data import pictures
     from tcnn.equivalence import check_equivalence
 
     if batch < 1 or min(size) < 1:
@@ -278,13 +277,15 @@ def _compare(
         what = "random images"
         x = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
     else:
+        from tcnn.data import pictures
+
         what = f"pictures of {images}"
         x = pictures(Path(images), first, size, batch)
     number = None if dtype is None else getattr(torch, dtype)
     report = check_equivalence(first, second, x, dtype=number)
-    _echo(f"On {len(x)} {what}, {'×'.join(map(str, size))}:\n{report.table()}")
+    echo(f"On {len(x)} {what}, {'×'.join(map(str, size))}:\n{report.table()}")
     return report
 
 
-def _echo(line: str) -> None:
+def echo(line: str) -> None:
     print(line, flush=True)

@@ -17,16 +17,21 @@ from tcnn import checkpoint
 from tcnn.analysis.capture import capture
 from tcnn.analysis.heads import heads_report
 from tcnn.corruptions import SEVERITIES
-from tcnn.data import Splits, digits, loader, split
+from tcnn.data import ArrayImages, Splits, digits, split
+from tcnn.data_config import DataConfig
 from tcnn.demo_result import ARM_NAMES, DemoResult, closing, pictures
+from tcnn.engine import fit, reproducible
 from tcnn.equivalence import check_equivalence
 from tcnn.evaluate import RobustnessResult, evaluate_corrupted
 from tcnn.files import make_folder, write_json, write_whole
+from tcnn.loaders import ImageData
 from tcnn.models import load_model
 from tcnn.planning import plan
 from tcnn.provenance import provenance
+from tcnn.run_record import FitResult
 from tcnn.surgery import recast
-from tcnn.train import FitResult, TrainConfig, fit, reproducible
+from tcnn.train_config import EngineConfig, TrainConfig
+from tcnn.view import View
 
 Echo = Callable[[str], None]
 
@@ -49,9 +54,6 @@ class DemoConfig:
 
     size: int = 32
     """Side in pixels that the digits are enlarged to."""
-
-    max_shift: int = 2
-    """Pixels that training images are moved by, at most."""
 
     cnn: TrainConfig = field(
         default_factory=lambda: TrainConfig(
@@ -153,15 +155,17 @@ class _Demo:
         return result
 
     def _fit(self, name: str, model: nn.Module, recipe: TrainConfig, seed: int) -> FitResult:
-        """Train; the loaders start anew from `seed`, so that both arms see the same batches."""
-        parts = self.splits
+        """Train; both arms see the same batches, which follow from `seed`."""
+        # A digit is no longer itself in a mirror.
+        data = DataConfig(crop="pad", hflip=0, mean=(0.0,), std=(1.0,), workers=0)
+        view = View.of(model, replace(data, input_size=(1, self.config.size, self.config.size)))
+        parts = {"train": self.splits.train, "val": self.splits.validation}
+        images = [ArrayImages(part, f"{name} digit") for name, part in parts.items()]
         result = fit(
             model,
-            loader(
-                parts.train, recipe.batch_size, shuffle_seed=seed, max_shift=self.config.max_shift
-            ),
-            loader(parts.validation, _TEST_BATCH),
+            ImageData(images[0], images[1], view, data, recipe.batch_size, seed),
             replace(recipe, seed=seed),
+            EngineConfig(accelerator="cpu", deterministic=True),
             progress=lambda line: self.echo(f"    {line}"),
         )
         self.seconds[f"train {name}"] = result.seconds

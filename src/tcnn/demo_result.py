@@ -20,8 +20,8 @@ from tcnn.data import ImageSet
 from tcnn.equivalence import EquivalenceReport
 from tcnn.evaluate import RobustnessResult
 from tcnn.planning import Plan
+from tcnn.run_record import FitResult
 from tcnn.tables import text_table
-from tcnn.train import FitResult
 
 ARM_NAMES = {
     "cnn": "CNN before fine-tuning",
@@ -89,7 +89,7 @@ class DemoResult:
         """The figures as plain data; a second run with the same seed gives the same."""
         fits = {name: result.to_json() for name, result in self.fits.items()}
         for run in fits.values():
-            del run["seconds"]
+            del run["seconds"], run["images_per_second"]
         return {
             "plan": self.plan.to_json(),
             "equivalence": self.equivalence.to_json(),

@@ -15,6 +15,7 @@ from tcnn.corruptions import CORRUPTIONS, SEVERITIES, corrupt_all
 from tcnn.data import ImageSet, loader
 from tcnn.running import eval_mode
 from tcnn.tables import text_table
+from tcnn.view import View
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,7 @@ def evaluate_corrupted(
     corruptions: Sequence[str] = CORRUPTIONS,
     severities: Sequence[int] = SEVERITIES,
     batch_size: int = 256,
+    view: View | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> RobustnessResult:
     """Run a network on images as they are and under every corruption and severity.
@@ -190,15 +192,16 @@ def evaluate_corrupted(
         seed: fixes the corruptions' randomness: two networks see the same corrupted images.
         corruptions, severities: which of them.
         batch_size: images in a batch.
+        view: how the network takes them; None is pixels in [0, 1].
         progress: called with one line for each corruption.
     """
-    clean = evaluate(model, loader(images, batch_size))
+    clean = evaluate(model, loader(images, batch_size, view))
     rows = []
     for name in corruptions:
         for severity in severities:
             pixels = corrupt_all(images.images, name, severity, seed)
             corrupted = ImageSet(pixels, images.labels, images.classes)
-            result = evaluate(model, loader(corrupted, batch_size))
+            result = evaluate(model, loader(corrupted, batch_size, view))
             rows.append(CorruptionResult(name, severity, result))
         if progress:
             mean = sum(row.result.top1 for row in rows[-len(severities) :]) / len(severities)

@@ -1,130 +1,182 @@
-"""Fine-tuning: `TrainConfig`, the Lightning task that obeys it, and `fit`, one run of it."""
+"""The fine-tuning task: `FinetuneTask`, a Lightning module for any `Trainer`, that obeys a
+`TrainConfig`."""
 
 from __future__ import annotations
 
-import logging
+import copy
 import math
-import os
-import time
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from tcnn import metrics
-from tcnn.files import make_folder, write_json
+from tcnn.errors import TCNNError
 from tcnn.layers import gpsa_layers
-from tcnn.tables import text_table
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """A recipe; the names are those of timm's `train.py`.
-
-    Raises:
-        ValueError: an option is outside its range; the message names it.
-    """
-
-    epochs: int = 50
-    """Passes over the training images."""
-
-    batch_size: int = 128
-    """Images in a step, for whoever builds the loader."""
-
-    opt: Literal["adamw"] = "adamw"
-    """Optimiser."""
-
-    lr: float = 5e-4
-    """Highest learning rate."""
-
-    weight_decay: float = 0.05
-    """Decay of the weights; norms, biases, gates and positions are never decayed."""
-
-    gate_lr_scale: float = 1.0
-    """Learning rate of the gates, in units of `lr`."""
-
-    sched: Literal["cosine"] = "cosine"
-    """Learning rate after the warm-up: half a cosine down to 0, step by step."""
-
-    warmup_epochs: float = 0.0
-    """Epochs over which the learning rate rises linearly from 0."""
-
-    smoothing: float = 0.0
-    """Label smoothing of the training loss."""
-
-    seed: int = 0
-    """Of everything random in a run but the loaders, which have their own."""
-
-    def __post_init__(self) -> None:
-        _check("opt", self.opt, self.opt == "adamw", "'adamw'")
-        _check("sched", self.sched, self.sched == "cosine", "'cosine'")
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            _check(name, value, isinstance(value, int) and value >= 1, "a whole number from 1 up")
-        _check("lr", self.lr, 0 < self.lr < math.inf, "above 0")
-        for name in ("weight_decay", "gate_lr_scale"):
-            value = getattr(self, name)
-            _check(name, value, 0 <= value < math.inf, "0 or more")
-        fits = 0 <= self.warmup_epochs <= self.epochs
-        _check("warmup_epochs", self.warmup_epochs, fits, f"from 0 to epochs ({self.epochs})")
-        _check("smoothing", self.smoothing, 0 <= self.smoothing < 1, "in [0, 1)")
+from tcnn.running import undisturbed
+from tcnn.train_config import TrainConfig
 
 
 class FinetuneTask(lightning.LightningModule):
     """Classification with a `TrainConfig`, for any Lightning `Trainer`.
 
-    Logs train_loss, train_top1, val_loss and val_top1 by epoch. The schedule spans the run of the
-    trainer it is given to, and the warm-up keeps its share of it.
+    Batches are (images, labels, …); what follows the labels is left alone, and an image with a
+    negative label is not counted in validation. Logs train_loss, train_top1, val_loss and val_top1
+    by epoch, each over all images of all processes.
+
+    The loss is the cross-entropy with label smoothing, or with `distill` = w
+
+        (1 - w) CE + w T² KL(softmax(z⁰ / T) ‖ softmax(z / T)),
+
+    z⁰ the scores of the network as it was before fine-tuning (Hinton et al. 2015, arXiv
+    1503.02531), which for a recast network are those of its CNN.
 
     Args:
         model: maps (B, C, H, W) to class scores (B, K); trained in place.
         config: the recipe.
+        steps: steps of the optimiser in the whole run, over which the schedule spans; None takes
+            the run of the trainer. The warm-up keeps its share of it.
+
+    Raises:
+        TCNNError: the network has no stochastic depth, or no gradient checkpointing, to turn on.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+    def __init__(self, model: nn.Module, config: TrainConfig, *, steps: int | None = None) -> None:
         super().__init__()
         self.model = model
         self.config = config
+        self.steps = steps
+        # Kept out of the modules, so that no checkpoint holds it.
+        self._teacher = (
+            [copy.deepcopy(model).eval().requires_grad_(False)] if config.distill else []
+        )
+        if config.drop_path:
+            set_drop_path(model, config.drop_path)
+        if config.grad_checkpointing:
+            checkpoint_gradients(model)
+        self.ema = _average(model, config) if config.model_ema else None
+        self.ema_updates = 0
+        self._tally: dict[str, Tensor] = {}
+        self._outputs: int | None = None
+
+    @property
+    def result(self) -> nn.Module:
+        """The network to validate and to save: the averaged one, where there is an average."""
+        return self.model if self.ema is None else self.ema.module
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.model(images)
         return logits
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step("train", batch, self.config.smoothing)
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        return self._step("val", batch, 0.0)
-
-    def _step(self, stage: str, batch: tuple[Tensor, Tensor], smoothing: float) -> Tensor:
-        images, labels = batch
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        images, labels = batch[0], batch[1]
+        smoothing, targets = self.config.smoothing, labels
+        if self.config.mixup or self.config.cutmix:
+            images, targets = self._mixed(images, labels)
+            smoothing = 0.0  # Mixup's targets are smoothed already
         logits = self(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-        top1 = metrics.correct(logits, labels).float().mean()
-        self.log_dict(
-            {f"{stage}_loss": loss.detach(), f"{stage}_top1": top1},
-            on_step=False,
-            on_epoch=True,
-            batch_size=len(labels),
-            sync_dist=True,
-        )
+        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+        if self._teacher:
+            loss = self._distilled(loss, logits, images)
+        self._count("train", logits, labels, loss.detach() * len(labels))
         return loss
 
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        images, labels = batch[0], batch[1]
+        kept = labels >= 0
+        logits, labels = self.result(images)[kept], labels[kept]
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses = F.cross_entropy(exact, labels, reduction="sum")
+        self._count("val", logits, labels, losses)
+
+    def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        from timm.data import Mixup
+
+        if len(images) % 2:
+            raise TCNNError(
+                f"Expected an even batch for Mixup and CutMix, but got {len(images)} images: "
+                "change batch_size."
+            )
+        if self._outputs is None:
+            self._outputs = output_width(self.model, images[:1])
+        mix: Any = Mixup(
+            mixup_alpha=self.config.mixup,
+            cutmix_alpha=self.config.cutmix,
+            label_smoothing=self.config.smoothing,
+            num_classes=self._outputs,
+        )
+        mixed, targets = mix(images.clone(), labels)
+        return mixed, targets.to(images.dtype)
+
+    def _distilled(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
+        share, temperature = self.config.distill, self.config.distill_temperature
+        self._teacher[0].to(images.device)
+        with torch.no_grad():
+            wanted = (self._teacher[0](images) / temperature).log_softmax(dim=1)
+        found = (logits / temperature).log_softmax(dim=1)
+        divergence = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+        return (1 - share) * loss + share * temperature**2 * divergence
+
+    # Figures of an epoch
+
+    def _count(self, stage: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Add a batch to the sums of an epoch, in this process: loss, correct, images."""
+        exact = torch.float32 if logits.device.type == "mps" else torch.float64
+        hits = metrics.correct(logits, labels).sum()
+        count = torch.tensor(len(labels), device=logits.device)
+        sums = torch.stack([part.detach().to(exact) for part in (loss, hits, count)])
+        so_far = self._tally.get(stage)
+        self._tally[stage] = sums if so_far is None else so_far.to(sums) + sums
+
+    def _total(self, stage: str) -> Tensor:
+        """The sums of an epoch over all processes; from then on the first process holds them."""
+        sums = self._tally.get(stage, torch.zeros(3))
+        total: Any = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+        self._tally[stage] = total * int(self.trainer.is_global_zero)
+        return total  # type: ignore[no-any-return]
+
+    def _log_epoch(self, stage: str) -> None:
+        loss, hits, count = self._total(stage).tolist()
+        self._tally.pop(stage)
+        if count:
+            figures = {f"{stage}_loss": loss / count, f"{stage}_top1": hits / count}
+            self.log_dict(figures, on_epoch=True, sync_dist=True)
+
+    def on_train_epoch_end(self) -> None:
+        self._log_epoch("train")
+
+    def on_validation_epoch_start(self) -> None:
+        self._tally.pop("val", None)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_epoch("val")
+
+    # Steps and checkpoints
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema_updates += 1
+            self.ema.update(self.model, step=self.ema_updates)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ema_updates"] = self.ema_updates
+        checkpoint["train_tally"] = self._total("train").cpu()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.ema_updates = checkpoint["ema_updates"]
+        if self.trainer.is_global_zero:
+            self._tally["train"] = checkpoint["train_tally"]
+
     def configure_optimizers(self) -> Any:
-        groups = parameter_groups(self.model, self.config)
-        optimizer = torch.optim.AdamW(groups, lr=self.config.lr)
-        steps = int(self.trainer.estimated_stepping_batches)
+        optimizer = _optimizer(self.model, self.config)
+        steps = self.steps or int(self.trainer.estimated_stepping_batches)
         warmup = round(steps * self.config.warmup_epochs / self.config.epochs)
+        floor = self.config.min_lr / self.config.lr
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: learning_rate_factor(step, steps, warmup)
+            optimizer, lambda step: learning_rate_factor(step, steps, warmup, floor)
         )
         return {
             "optimizer": optimizer,
@@ -132,205 +184,162 @@ class FinetuneTask(lightning.LightningModule):
         }
 
 
-def learning_rate_factor(step: int, steps: int, warmup: int) -> float:
-    """Linear from 1/`warmup` to 1, then ½ (1 + cos πt) with t from 0 to 1 at the end of the run.
+def output_width(model: nn.Module, images: Tensor) -> int:
+    """K, the number of a network's class scores, measured on images (B, C, H, W)."""
+    with undisturbed(model):
+        return int(model(images).shape[1])
+
+
+def learning_rate_factor(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:
+    """Linear from 1/`warmup` to 1, then f + (1 - f) ½ (1 + cos πt), t from 0 to 1 at the end.
 
     Args:
         step: steps taken so far.
         steps: steps of the run.
         warmup: steps of the warm-up.
+        floor: f, the factor at the end.
     """
     if step < warmup:
         return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - warmup) / max(1, steps - warmup))))
+    share = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * share))
 
 
 def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    """Trainable parameters in three groups, for a `torch.optim` optimiser.
+    """Trainable parameters in groups, for an optimiser.
 
-    "decayed": weights of more than one dimension. "plain": biases, norms and positions (`v_pos`),
-    without weight decay. "gates": the `gating_param` of every `GPSA2d`, without weight decay, at
-    `lr` x `gate_lr_scale`. Empty groups are left out.
+    "decayed": weights of more than one dimension. "plain": biases, norms, and what the network
+    itself names in `no_weight_decay()`; no weight decay. Of every `GPSA2d`, "qk" (decayed), "gates"
+    (with temperatures) and "positions" (not decayed), at `lr` times their own factors. With
+    `layer_decay` below 1 each of these splits by depth. Empty groups are left out.
     """
     layers = gpsa_layers(model).values()
-    gates = {layer.gating_param for layer in layers}
-    positions = {layer.v_pos for layer in layers if layer.config.positions == "learned"}
-    members: dict[str, list[nn.Parameter]] = {"decayed": [], "plain": [], "gates": []}
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            plain = parameter.dim() < 2 or parameter in positions
-            group = "gates" if parameter in gates else "plain" if plain else "decayed"
-            members[group].append(parameter)
-    rates = {"gates": config.lr * config.gate_lr_scale}
-    return [
-        {
-            "name": name,
-            "params": parameters,
-            "lr": rates.get(name, config.lr),
-            "weight_decay": config.weight_decay if name == "decayed" else 0.0,
-        }
-        for name, parameters in members.items()
-        if parameters
-    ]
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """Figures of one epoch: training as the mean over its steps, validation at its end."""
-
-    epoch: int
-    train_loss: float
-    train_top1: float
-    val_loss: float
-    val_top1: float
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a run of `fit` measured.
-
-    Attributes:
-        config: its recipe.
-        history: one entry for each epoch.
-        seconds: how long it took.
-    """
-
-    config: TrainConfig
-    history: tuple[EpochResult, ...]
-    seconds: float
-
-    @property
-    def last(self) -> EpochResult:
-        """The last epoch, whose weights the model now has."""
-        return self.history[-1]
-
-    def table(self) -> str:
-        """One row for each epoch."""
-        return text_table(
-            ("epoch", "train loss", "train top-1 %", "val loss", "val top-1 %"),
-            [
-                (e.epoch, e.train_loss, 100 * e.train_top1, e.val_loss, 100 * e.val_top1)
-                for e in self.history
-            ],
+    kinds: dict[Tensor, str] = {layer.gating_param: "gates" for layer in layers}
+    kinds |= {layer.qk.weight: "qk" for layer in layers}
+    kinds |= {x.logit_scale: "gates" for x in layers if x.config.content == "cosine"}
+    kinds |= {layer.v_pos: "positions" for layer in layers if layer.config.positions == "learned"}
+    spared: set[str] = getattr(model, "no_weight_decay", set)()
+    rates = {
+        "gates": config.gate_lr_scale,
+        "positions": config.position_lr_scale,
+        "qk": config.qk_lr_scale,
+    }
+    depths = _depth_factors(model, config.layer_decay)
+    order = ("decayed", "plain", "qk", "gates", "positions")
+    groups: dict[tuple[int, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        plain = parameter.dim() < 2 or name in spared
+        kind = kinds.get(parameter, "plain" if plain else "decayed")
+        depth = depths.get(name, 1.0)
+        group = groups.setdefault(
+            (order.index(kind), depth),
+            {
+                "name": kind if depth == 1 else f"{kind} x {depth:.3g}",
+                "params": [],
+                "lr": config.lr * rates.get(kind, 1.0) * depth,
+                "weight_decay": config.weight_decay if kind in ("decayed", "qk") else 0.0,
+            },
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """The run as plain data."""
-        return asdict(self)
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups, key=lambda key: (key[0], -key[1]))]
 
 
-def fit(
-    model: nn.Module,
-    train_loader: DataLoader[Any],
-    val_loader: DataLoader[Any],
-    config: TrainConfig,
-    *,
-    out: Path | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> FitResult:
-    """Train a model in place, on one GPU if there is one; it ends on the CPU, in eval mode.
+def _depth_factors(model: nn.Module, decay: float) -> dict[str, float]:
+    """Factor on the learning rate of each parameter by its depth, as timm's `layer_decay`."""
+    if decay == 1:
+        return {}
+    from timm.models import group_parameters
+    from timm.optim._param_groups import auto_group_layers
 
-    The same model, loaders and recipe give the same weights when run twice on the same machine
-    with as many threads.
-
-    Args:
-        model: maps (B, C, H, W) to class scores (B, K).
-        train_loader, val_loader: batches of images and labels.
-        config: the recipe; its `batch_size` is the loader's business.
-        out: folder for history.json; None writes nothing.
-        progress: called with one line for each epoch.
-    """
-    start = time.monotonic()
-    record = _Record(config.epochs, progress)
-    with reproducible(config.seed), _quiet_lightning():
-        trainer = lightning.Trainer(
-            accelerator="auto",
-            devices=1,
-            max_epochs=config.epochs,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            callbacks=[record],
+    matcher: Any = getattr(model, "group_matcher", None)
+    if matcher is None:
+        layers = auto_group_layers(model)
+    else:
+        layers = group_parameters(model, matcher(coarse=False), reverse=True)
+    last = max(layers.values())
+    if last == min(layers.values()):
+        raise TCNNError(
+            f"Expected a network whose layers timm can order for layer_decay={decay}, but "
+            f"{type(model).__name__} has no group_matcher(): leave layer_decay at 1."
         )
-        model.train()
-        trainer.fit(FinetuneTask(model, config), train_loader, val_loader)
-    model.cpu().eval()
-    result = FitResult(config, tuple(record.history), time.monotonic() - start)
-    if out is not None:
-        make_folder(out)
-        write_json(out / "history.json", result.to_json())
-    return result
+    return {name: decay ** (last - layer) for name, layer in layers.items()}
 
 
-@contextmanager
-def reproducible(seed: int) -> Iterator[None]:
-    """Seeded, with PyTorch's deterministic algorithms; random states and settings return after.
+def _optimizer(model: nn.Module, config: TrainConfig) -> Any:
+    from timm.optim import create_optimizer_v2, list_optimizers
 
-    An operation that has no deterministic form raises RuntimeError.
+    if config.opt.lower().removeprefix("lookahead_") not in list_optimizers():
+        import difflib
+
+        near = difflib.get_close_matches(config.opt, list_optimizers(), 3, 0.0)
+        raise TCNNError(
+            f"Expected `opt` to be an optimiser of timm, but got {config.opt!r}; "
+            f"nearest: {', '.join(near)}."
+        )
+    try:
+        return create_optimizer_v2(
+            parameter_groups(model, config),
+            opt=config.opt,
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.momentum,
+        )
+    except (ValueError, TypeError, AssertionError) as error:
+        raise TCNNError(
+            f"Expected options that {config.opt!r} takes, but it says: {error}."
+        ) from error
+
+
+def _average(model: nn.Module, config: TrainConfig) -> Any:
+    from timm.utils import ModelEmaV3
+
+    average = ModelEmaV3(model, decay=config.model_ema_decay, use_warmup=True)
+    return average.requires_grad_(False)
+
+
+def set_drop_path(model: nn.Module, rate: float) -> None:
+    """Stochastic depth from 0 at the first residual block to `rate` at the last, in place.
+
+    It is put where timm's blocks (`drop_path`) and torchvision's (`stochastic_depth`) have a place
+    for it.
+
+    Raises:
+        TCNNError: no block has one.
+
+    Source: Huang et al. 2016 (arXiv 1603.09382).
     """
-    devices = range(torch.cuda.device_count())
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    with torch.random.fork_rng(devices):
-        try:
-            torch.manual_seed(seed)
-            torch.use_deterministic_algorithms(True)
-            torch.backends.cudnn.benchmark = False
-            os.environ["CUBLAS_WORKSPACE_CONFIG"] = workspace or ":4096:8"  # CUDA asks for it
-            yield
-        finally:
-            torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-            torch.backends.cudnn.benchmark = benchmark
-            if workspace is None:
-                del os.environ["CUBLAS_WORKSPACE_CONFIG"]
+    from timm.layers import DropPath
 
-
-class _Record(lightning.Callback):
-    """Keeps the figures of each epoch, and reports them."""
-
-    def __init__(self, epochs: int, progress: Callable[[str], None] | None) -> None:
-        self.epochs = epochs
-        self.progress = progress
-        self.history: list[EpochResult] = []
-
-    def on_train_epoch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
-    ) -> None:
-        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        epoch = EpochResult(trainer.current_epoch + 1, **figures)
-        self.history.append(epoch)
-        if self.progress:
-            self.progress(
-                f"epoch {epoch.epoch:>{len(str(self.epochs))}}/{self.epochs}: "
-                f"train loss {epoch.train_loss:.3f}, validation top-1 {epoch.val_top1:.1%}"
-            )
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Lightning without its notes on hardware, its tips, its advice to use more workers, and a
-    warning of PyTorch's that is about Lightning's own code."""
-    loggers = [
-        logging.getLogger(f"lightning.{part}")
-        for part in ("pytorch", "pytorch.utilities.rank_zero")
+    blocks: list[Any] = [m for m in model.modules() if hasattr(m, "drop_path")]
+    theirs: list[Any] = [
+        m.stochastic_depth for m in model.modules() if hasattr(m, "stochastic_depth")
     ]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers")
-        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`")
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)
+    if not blocks and not theirs:
+        raise TCNNError(
+            f"Expected a network with stochastic depth for drop_path={rate}, but no block of "
+            f"{type(model).__name__} has a place for it: leave drop_path at 0."
+        )
+    for index, block in enumerate(blocks):
+        block.drop_path = DropPath(rate * index / max(1, len(blocks) - 1))
+    for index, depth in enumerate(theirs):
+        depth.p = rate * index / max(1, len(theirs) - 1)
 
 
-def _check(name: str, value: object, holds: bool, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"Expected `{name}` to be {wanted}, but got {value!r}.")
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Have a network compute activations again in its backward pass, in place.
+
+    Raises:
+        TCNNError: it cannot.
+    """
+    switch: Any = getattr(model, "set_grad_checkpointing", None)
+    try:
+        if switch is None:
+            raise AttributeError("it has no set_grad_checkpointing")
+        switch(True)
+    except (AttributeError, AssertionError) as error:
+        raise TCNNError(
+            f"Expected a network of timm's for grad_checkpointing, but {type(model).__name__} "
+            f"cannot do it ({error}): turn it off."
+        ) from error

@@ -62,6 +62,88 @@ def accuracy_plot(
     return figure, axes
 
 
+def curves_plot(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[Figure, npt.NDArray[Any]]:
+    """Learning curves: loss, validation accuracy and, for hybrids, the mean |content share|.
+
+    Args:
+        runs: name → epochs, each with train_loss, val_loss, val_top1 and mean_content_share (None
+            for a network without recast layers).
+    """
+    hybrids = any(epoch["mean_content_share"] is not None for run in runs.values() for epoch in run)
+    figure = Figure(figsize=(13.5 if hybrids else 9.0, 4.2), layout="constrained")
+    panels = figure.subplots(1, 3 if hybrids else 2)
+    for index, (name, epochs) in enumerate(runs.items()):
+        colour = ARM_COLOURS[index % len(ARM_COLOURS)]
+        dashes = ("-", "--", ":", "-.")[index // len(ARM_COLOURS) % 4]
+        x = range(1, len(epochs) + 1)
+        style: dict[str, Any] = {"ls": dashes, "marker": "." if len(epochs) < 30 else None}
+        if len(runs) == 1:
+            panels[0].plot(x, [e["train_loss"] for e in epochs], color=ARM_COLOURS[1],
+                           label="training", **style)  # fmt: skip
+            panels[0].plot(x, [e["val_loss"] for e in epochs], color=colour, label="validation",
+                           **style)  # fmt: skip
+        else:
+            panels[0].plot(x, [e["val_loss"] for e in epochs], color=colour, label=name, **style)
+        panels[1].plot(x, [100 * e["val_top1"] for e in epochs], color=colour, **style)
+        if hybrids and epochs and epochs[0]["mean_content_share"] is not None:
+            panels[2].plot(x, [e["mean_content_share"] for e in epochs], color=colour, **style)
+    titles = ["loss" if len(runs) == 1 else "validation loss", "validation top-1 (%)",
+              "mean |content share| of the heads"]  # fmt: skip
+    for axes, title in zip(panels, titles, strict=False):
+        axes.set_title(title, fontsize=11)
+        axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.spines[["top", "right"]].set_visible(False)
+    if hybrids:
+        panels[2].set_ylim(0, 1.05 * max(0.01, panels[2].get_ylim()[1]))
+    figure.legend(loc="outside lower center", ncols=min(4, max(2, len(runs))), frameon=False)
+    return figure, panels
+
+
+def differences_plot(
+    differences: Mapping[str, Mapping[str, tuple[float, float | None, float | None]]],
+    accuracy: Mapping[str, Mapping[str, float]],
+    control: str,
+) -> tuple[Figure, npt.NDArray[Any]]:
+    """Each arm against the control: a dot for the difference, a line for its interval, one panel
+    for each measure; the accuracy itself stands at the right.
+
+    Args:
+        differences: arm → measure → (mean, low, high) in points; None for an unknown end.
+        accuracy: arm → measure → accuracy from 0 to 1, of the control too.
+        control: name of the arm that all are held against.
+    """
+    measures = list(next(iter(differences.values())))
+    figure = Figure(
+        figsize=(4.0 * len(measures) + 1.5, 0.45 * len(accuracy) + 1.6), layout="constrained"
+    )
+    panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    arms = list(accuracy)
+    for axes, measure in zip(panels, measures, strict=True):
+        axes.axvline(0, color=_INK, lw=1)
+        for row, arm in enumerate(arms):
+            mean, low, high = differences.get(arm, {}).get(measure, (0.0, None, None))
+            ends = (mean if low is None else low, mean if high is None else high)
+            sure = low is not None and (ends[0] > 0 or ends[1] < 0)
+            colour = _INK if arm == control else ARM_COLOURS[0] if sure else "#888888"
+            axes.plot(ends, (row, row), color=colour, lw=2.5, solid_capstyle="round")
+            axes.plot(mean, row, "o", color=colour, markersize=6)
+            axes.annotate(
+                f"{100 * accuracy[arm][measure]:.1f} %", (1.02, row),
+                xycoords=("axes fraction", "data"), va="center", fontsize=9, color=_INK,
+            )  # fmt: skip
+        axes.set_title(measure, fontsize=11)
+        axes.set_xlabel(f"points of top-1 against {control}")
+        axes.set_yticks(range(len(arms)), arms)
+        axes.set_ylim(len(arms) - 0.5, -0.5)
+        axes.margins(x=0.08)
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.grid(axis="x", color="#DDDDDD", lw=0.8)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
 def gate_plot(
     gates: Mapping[str, Tensor], kernel_sizes: Mapping[str, tuple[int, int]]
 ) -> tuple[Figure, npt.NDArray[Any]]:

@@ -1,0 +1,187 @@
+"""Adversarial images: the fast gradient sign method (FGSM), and a network's accuracy under it.
+
+An image whose gradient is zero everywhere comes back as it was: the network has not withstood the
+attack, it has hidden from it. Such images are counted as masked, to be told beside any accuracy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tcnn import metrics
+from tcnn.errors import TCNNError
+from tcnn.running import eval_mode
+from tcnn.tables import text_table
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Adversarial images.
+
+    Attributes:
+        images: (B, C, H, W), pixels in [0, 1].
+        masked: (B,) of bool, whether the gradient of an image was zero everywhere.
+    """
+
+    images: Tensor
+    masked: Tensor
+
+
+@dataclass(frozen=True)
+class FGSMResult:
+    """How a network did on images attacked by FGSM.
+
+    Attributes:
+        epsilon: size of the attack, for pixels in [0, 1].
+        images: number of images.
+        top1: share of them whose highest score is the label's.
+        correct: which of them, (N,) of bool, in their order.
+        masked: number of images that had no gradient to attack along, and stayed as they were.
+    """
+
+    epsilon: float
+    images: int
+    top1: float
+    correct: Tensor = field(repr=False, compare=False)
+    masked: int
+
+    @property
+    def top1_error(self) -> float:
+        """Standard error of `top1` for a sample of so many images."""
+        return metrics.standard_error(self.correct).item()
+
+    def table(self) -> str:
+        """One line of figures; ε in grey levels of 1/255."""
+        return text_table(
+            ("images", "ε × 255", "top-1 %", "± %", "masked"),
+            [
+                (
+                    self.images,
+                    255 * self.epsilon,
+                    f"{self.top1:.2%}",
+                    f"{self.top1_error:.2%}",
+                    self.masked,
+                )
+            ],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain data."""
+        return {
+            "epsilon": self.epsilon,
+            "images": self.images,
+            "top1": self.top1,
+            "top1_standard_error": self.top1_error,
+            "masked": self.masked,
+        }
+
+
+def fgsm(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epsilon: float,
+    *,
+    normalize: Callable[[Tensor], Tensor],
+) -> Attack:
+    r"""One step of size ε up the loss in every pixel.
+
+    .. math::
+        x' = \text{clip}(x + ε \, \text{sign} \nabla_x L(f(\text{normalize}(x)), y), 0, 1)
+
+    L is the cross-entropy, summed over the batch: the gradient of an image is its own.
+
+    Args:
+        model: f, maps (B, C, H, W) to class scores (B, K); attacked in eval mode, left as it was.
+        images: x, (B, C, H, W), pixels in [0, 1], on the model's device.
+        labels: y, (B,).
+        epsilon: for pixels in [0, 1]: 1/255 is one grey level.
+        normalize: pixels to what the network takes.
+
+    Raises:
+        TCNNError: the images or `epsilon` are not in [0, 1], or a gradient is not a number.
+
+    Source: Goodfellow, Shlens, Szegedy 2015 (arXiv 1412.6572) §4.
+    """
+    _check_epsilon(epsilon)
+    if not images.is_floating_point() or not bool(((images >= 0) & (images <= 1)).all()):
+        raise TCNNError(
+            "Expected `images` as floating-point pixels in [0, 1], but got "
+            f"{str(images.dtype).removeprefix('torch.')} from {images.min().item():.3g} to "
+            f"{images.max().item():.3g}: pass them before they are normalised."
+        )
+    # Copies, for tensors of inference mode have no part in a gradient.
+    with torch.inference_mode(False), torch.enable_grad(), eval_mode(model), _frozen(model):
+        pixels, labels = images.detach().clone().requires_grad_(), labels.clone()
+        loss = F.cross_entropy(model(normalize(pixels)), labels, reduction="sum")
+        gradient = torch.zeros_like(pixels)
+        if loss.requires_grad:  # it does not where the network cuts its input off
+            (gradient,) = torch.autograd.grad(loss, pixels, materialize_grads=True)
+    if bool(gradient.isnan().any()):
+        raise TCNNError(
+            "Expected numbers as gradients, but got NaN: attack the network in a wider "
+            "floating-point type, and mind operations without a derivative (a root at 0)."
+        )
+    return Attack(
+        images=(images + epsilon * gradient.sign()).clamp(0, 1).detach(),
+        masked=(gradient == 0).flatten(1).all(dim=1),
+    )
+
+
+def fgsm_accuracy(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    epsilon: float,
+    *,
+    normalize: Callable[[Tensor], Tensor],
+) -> FGSMResult:
+    """Attack every image by `fgsm`, and classify what comes out.
+
+    Args:
+        model, epsilon, normalize: as of `fgsm`.
+        batches: images (pixels in [0, 1]) and labels, such as a `DataLoader`.
+
+    Raises:
+        TCNNError: there is no image, or as from `fgsm`.
+    """
+    _check_epsilon(epsilon)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    hits, masked = [], 0
+    for images, labels in batches:
+        attack = fgsm(model, images.to(device), labels.to(device), epsilon, normalize=normalize)
+        with eval_mode(model), torch.no_grad():
+            logits = model(normalize(attack.images)).cpu()
+        hits.append(metrics.correct(logits, labels.cpu()))
+        masked += int(attack.masked.sum())
+    if not sum(map(len, hits)):
+        raise TCNNError("Expected images to attack, but `batches` holds none.")
+    correct = torch.cat(hits)
+    return FGSMResult(epsilon, len(correct), correct.double().mean().item(), correct, masked)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient: recast layers then skip the content of shut heads."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def _check_epsilon(epsilon: float) -> None:
+    if not 0 <= epsilon <= 1:
+        raise TCNNError(
+            f"Expected `epsilon` in [0, 1], as the pixels are, but got {epsilon}: "
+            "8 grey levels are 8/255."
+        )

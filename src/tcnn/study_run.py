@@ -1,0 +1,372 @@
+"""One arm of a study with one seed: train it, test it, and keep what came of it in a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from safetensors.numpy import load_file, save_file
+from torch import Tensor, nn
+
+from tcnn import checkpoint
+from tcnn.attacks import fgsm_accuracy
+from tcnn.classifier import with_new_classifier
+from tcnn.corruptions import CORRUPTIONS
+from tcnn.data import ImageSet, loader
+from tcnn.data_config import DataConfig
+from tcnn.decoding import UnreadableImage
+from tcnn.engine import fit
+from tcnn.errors import TCNNError
+from tcnn.evaluate import evaluate, evaluate_corrupted
+from tcnn.files import make_folder, write_json, write_whole
+from tcnn.finetune import heads_left
+from tcnn.gpsa_config import GPSAConfig
+from tcnn.images import DataError, Images, take
+from tcnn.layers import gpsa_layers
+from tcnn.loaders import ImageData, open_data
+from tcnn.models import load_model
+from tcnn.provenance import provenance
+from tcnn.study_config import ArmConfig, MeasureConfig
+from tcnn.surgery import recast
+from tcnn.train_config import EngineConfig, TrainConfig
+from tcnn.view import View
+
+_RESULT, _SCORES = "result.json", "scores.safetensors"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all arms of a study have in common.
+
+    Attributes:
+        out: folder of the study.
+        model: name of the CNN, as `load_model` takes it.
+        model_settings, pretrained, weights: how to build it.
+        targets, gpsa: what to recast, and how.
+        data, engine, measure: the images, what to run on, what to measure.
+        train: recipe of the fine-tuning.
+        pretrain: recipe of the CNN's training, if the study trains it; None takes it as it comes.
+        arms: the arms by name.
+    """
+
+    out: Path
+    model: str
+    model_settings: dict[str, Any]
+    pretrained: bool
+    weights: str | None
+    targets: str | list[str] | None
+    gpsa: GPSAConfig
+    data: DataConfig
+    engine: EngineConfig
+    measure: MeasureConfig
+    train: TrainConfig
+    pretrain: TrainConfig | None
+    arms: dict[str, ArmConfig]
+
+    @property
+    def budget(self) -> int:
+        """Epochs of pretraining and fine-tuning together."""
+        return self.train.epochs + (self.pretrain.epochs if self.pretrain else 0)
+
+    def recipe(self, arm: str, seed: int) -> TrainConfig:
+        """What an arm is trained with; 0 epochs are the recipe's own number, not trained."""
+        chosen = self.arms[arm]
+        base = self.train if chosen.start == "pretrained" else self._pretrain(arm)
+        epochs = base.epochs
+        if chosen.start == "scratch":
+            epochs = self.budget
+        elif isinstance(chosen.start, float):
+            epochs = self.budget - self.epochs_before(chosen.start)
+        epochs = chosen.epochs or epochs
+        warmup = min(base.warmup_epochs, epochs)
+        try:
+            changes = {"epochs": epochs, "warmup_epochs": warmup, "seed": seed, **chosen.train}
+            return replace(base, **changes)
+        except (TypeError, ValueError) as error:
+            raise TCNNError(f"Expected options of a recipe in arm {arm!r}, but: {error}") from error
+
+    def layers(self, arm: str) -> GPSAConfig:
+        """Options of an arm's recast layers."""
+        try:
+            return replace(self.gpsa, **self.arms[arm].gpsa)
+        except (TypeError, ValueError) as error:
+            raise TCNNError(f"Expected options of layers in arm {arm!r}, but: {error}") from error
+
+    def epochs_before(self, share: float) -> int:
+        """Epochs that a share of the whole budget is, at least one, with one left."""
+        return min(max(1, round(share * self.budget)), self.budget - 1)
+
+    def _pretrain(self, arm: str) -> TrainConfig:
+        if self.pretrain is None:
+            raise TCNNError(
+                f"Expected `pretrain`, a recipe of the CNN's training, for arm {arm!r}, which "
+                f"starts from {self.arms[arm].start}, but it is null."
+            )
+        return self.pretrain
+
+    def folder(self, arm: str, seed: int) -> Path:
+        """Where an arm with one seed is kept."""
+        return self.out / "arms" / arm / f"seed{seed}"
+
+    def pretrained_folder(self, seed: int) -> Path:
+        """Where the CNN that the study trains first is kept."""
+        return self.out / "pretrained" / f"seed{seed}"
+
+    def scratch_arm(self) -> str | None:
+        """The arm that trains the CNN from scratch, whose snapshots others start from."""
+        for name, arm in self.arms.items():
+            if arm.start == "scratch" and not arm.hybrid and not arm.train:
+                return name
+        return None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came of one arm with one seed.
+
+    Attributes:
+        arm, seed: which.
+        figures: all that was measured, as plain data.
+        scores: "clean", "corrupted" and "fgsm ε": for each image whether it was classified rightly,
+            or in which share of its corrupted versions.
+    """
+
+    arm: str
+    seed: int
+    figures: dict[str, Any]
+    scores: dict[str, np.ndarray[Any, Any]]
+
+
+def read_result(folder: Path, identity: dict[str, Any]) -> RunResult | None:
+    """The result in a folder; None where there is none yet.
+
+    Raises:
+        TCNNError: it is of another setting.
+    """
+    if not (folder / _RESULT).is_file():
+        return None
+    figures = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(identity))
+    differs = [key for key in wanted if wanted[key] != figures["identity"].get(key)]
+    if differs:
+        key = differs[0]
+        raise TCNNError(
+            f"Expected the result in {str(folder)!r} to be of this study, but {', '.join(differs)} "
+            f"differ ({key}: {str(figures['identity'].get(key))[:90]} then, "
+            f"{str(wanted[key])[:90]} now): give another --out, or remove that folder."
+        )
+    return RunResult(figures["arm"], figures["seed"], figures, load_file(folder / _SCORES))
+
+
+def identity_of(setting: Setting, arm: str, seed: int) -> dict[str, Any]:
+    """What a result was made with, as plain data."""
+    chosen = setting.arms[arm]
+    return {
+        "model": [setting.model, setting.model_settings, setting.pretrained, setting.weights],
+        "arm": asdict(chosen),
+        "recipe": asdict(setting.recipe(arm, seed)),
+        "pretrain": asdict(setting.pretrain) if setting.pretrain else None,
+        "budget": setting.budget if chosen.start != "pretrained" else None,
+        "targets": chosen.targets or setting.targets,
+        "gpsa": asdict(setting.layers(arm)) if chosen.hybrid else None,
+        "data": {k: v for k, v in asdict(setting.data).items() if k != "workers"},
+        "measure": asdict(setting.measure),
+        "precision": setting.engine.precision,
+    }
+
+
+def run_arm(setting: Setting, arm: str, seed: int, say: Callable[[str], None]) -> RunResult:
+    """Train and test one arm with one seed, or read what came of it before."""
+    folder, identity = setting.folder(arm, seed), identity_of(setting, arm, seed)
+    if (found := read_result(folder, identity)) is not None:
+        say("done before")
+        return found
+    make_folder(folder)
+    images = open_data(setting.data)
+    model = _start(setting, arm, seed, images)
+    chosen, recipe = setting.arms[arm], setting.recipe(arm, seed)
+    before = sum(p.numel() for p in model.parameters())
+    if chosen.hybrid:
+        view = View.of(model, setting.data)
+        targets = chosen.targets if chosen.targets is not None else setting.targets
+        torch.manual_seed(seed)  # of queries and keys
+        model = recast(model, targets, setting.layers(arm), view.input_size)
+    fitted = None
+    if chosen.epochs != 0:
+        fitted = _fit(setting, model, recipe, images, folder, say, _snapshots(setting, arm, folder))
+    figures, scores = _test(setting, model, images[1])
+    figures = {
+        "arm": arm,
+        "seed": seed,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters_of_the_cnn": before,
+        "recast": list(gpsa_layers(model)),
+        "images": [len(images[0]), len(images[1])],
+        "fit": fitted,
+        **figures,
+        "heads_left": heads_left(model),
+        "identity": identity,
+        **provenance(),
+    }
+    checkpoint.save(model, folder / "model", classes=images[0].classes)
+    write_whole(folder / _SCORES, lambda file: save_file(scores, file))
+    write_json(folder / _RESULT, figures)
+    say(f"top-1 {figures['clean']['top1']:.2%}")
+    return RunResult(arm, seed, figures, scores)
+
+
+def pretrain(setting: Setting, seed: int, say: Callable[[str], None]) -> None:
+    """Train the CNN that arms start from, unless it is there already."""
+    folder = setting.pretrained_folder(seed)
+    if setting.pretrain is None or (folder / "model" / checkpoint.SETTINGS).is_file():
+        return
+    make_folder(folder)
+    images = open_data(setting.data)
+    model = _cnn(setting, seed, images)
+    recipe = replace(setting.pretrain, seed=seed)
+    fitted = _fit(setting, model, recipe, images, folder, say, ())
+    write_json(folder / _RESULT, {"fit": fitted, **provenance()})
+    checkpoint.save(model, folder / "model", classes=images[0].classes)
+
+
+def _fit(
+    setting: Setting,
+    model: nn.Module,
+    recipe: TrainConfig,
+    images: tuple[Images, Images],
+    folder: Path,
+    say: Callable[[str], None],
+    callbacks: tuple[lightning.Callback, ...],
+) -> dict[str, Any]:
+    view = View.of(model, setting.data)
+    engine = setting.engine
+    data = ImageData(*images, view, setting.data, recipe.batch_size, recipe.seed, engine.accumulate)
+    result = fit(
+        model,
+        data,
+        recipe,
+        engine,
+        out=folder,
+        resume=True,
+        identity={"layers": {n: asdict(x.config) for n, x in gpsa_layers(model).items()}},
+        progress=say,
+        callbacks=callbacks,
+    )
+    return result.to_json()
+
+
+def _start(setting: Setting, arm: str, seed: int, images: tuple[Images, Images]) -> nn.Module:
+    """The CNN that an arm starts from."""
+    start = setting.arms[arm].start
+    if start == "scratch":
+        return _cnn(setting, seed, images)
+    if start == "pretrained":
+        if setting.pretrain is None:
+            return _cnn(setting, seed, images)
+        return checkpoint.load(setting.pretrained_folder(seed) / "model")
+    whole = setting.scratch_arm()
+    assert whole is not None and isinstance(start, float)  # `study` has seen to it
+    epoch = setting.epochs_before(start)
+    return checkpoint.load(setting.folder(whole, seed) / "snapshots" / f"epoch{epoch}")
+
+
+def _cnn(setting: Setting, seed: int, images: tuple[Images, Images]) -> nn.Module:
+    """The CNN as it comes: random weights where the study trains it."""
+    torch.manual_seed(seed)
+    trained = setting.pretrain is None
+    model = load_model(
+        setting.model,
+        setting.pretrained and trained,
+        weights=setting.weights if trained else None,
+        **setting.model_settings,
+    )
+    outputs = getattr(model, "num_classes", None)
+    if outputs is not None and outputs != len(images[0].classes):
+        model, _ = with_new_classifier(model, len(images[0].classes))
+    return model
+
+
+def _snapshots(setting: Setting, arm: str, folder: Path) -> tuple[lightning.Callback, ...]:
+    if arm != setting.scratch_arm():
+        return ()
+    shares = [a.start for a in setting.arms.values() if isinstance(a.start, float)]
+    return (_Snapshots(folder / "snapshots", {setting.epochs_before(share) for share in shares}),)
+
+
+class _Snapshots(Checkpoint):
+    """Saves the network after some of the epochs."""
+
+    def __init__(self, folder: Path, epochs: set[int]) -> None:
+        self.folder, self.epochs, self.done = folder, epochs, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.done = state_dict["done"]
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        self.done += 1
+        if self.done in self.epochs:
+            checkpoint.save(pl_module.result, self.folder / f"epoch{self.done}")
+
+
+def _test(
+    setting: Setting, model: nn.Module, images: Images
+) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
+    """Clean accuracy on all validation images; corrupted and attacked on some of them."""
+    measure, view = setting.measure, View.of(model, setting.data)
+    some = take(images, measure.images, seed=0)
+    clean = evaluate(model, loader(as_set(images, view), measure.batch_size, view))
+    figures: dict[str, Any] = {"clean": clean.to_json()}
+    scores: dict[str, Tensor] = {"clean": clean.correct}
+    pixels = as_set(some, view)
+    if measure.severities:
+        corrupted = evaluate_corrupted(
+            model,
+            pixels,
+            0,
+            corruptions=measure.corruptions or CORRUPTIONS,
+            severities=measure.severities,
+            batch_size=measure.batch_size,
+            view=view,
+        )
+        figures["corrupted"] = {
+            "images": len(some),
+            "top1": corrupted.top1,
+            "by_corruption": corrupted.by_corruption(),
+            "source": corrupted.source,
+        }
+        scores["corrupted"] = corrupted.scores()
+    figures["fgsm"] = []
+    for size in measure.fgsm:
+        attacked = fgsm_accuracy(
+            model,
+            loader(pixels, measure.batch_size),
+            size / 255,
+            normalize=view.normalize,
+        )
+        figures["fgsm"].append({"grey_levels": size, **attacked.to_json()})
+        scores[f"fgsm {size:g}"] = attacked.correct
+    return figures, {name: score.numpy() for name, score in scores.items()}
+
+
+def as_set(images: Images, view: View) -> ImageSet:
+    """Images as a network's evaluation sees them, in memory, before they are normalised; without
+    those that cannot be read."""
+    pixels, labels = [], []
+    for index, label in enumerate(images.labels):
+        with contextlib.suppress(UnreadableImage):
+            pixels.append(view.pixels(images.read(index)))
+            labels.append(label)
+    if not pixels:
+        raise DataError(f"Expected images that can be read, but none of {len(images)} can.")
+    return ImageSet(np.stack(pixels), np.array(labels), images.classes)

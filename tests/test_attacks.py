@@ -1,0 +1,288 @@
+"""FGSM against closed forms and finite differences, and what it leaves as it was."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nets import lively
+from tcnn import GPSAConfig, recast
+from tcnn.attacks import fgsm, fgsm_accuracy
+from tcnn.errors import TCNNError
+from tcnn.layers import gpsa_layers
+
+
+def as_is(pixels: Tensor) -> Tensor:
+    return pixels
+
+
+def shifted(pixels: Tensor) -> Tensor:
+    return (pixels - 0.4) / 0.3
+
+
+def pixels(n: int = 4, channels: int = 3, size: int = 8) -> Tensor:
+    return torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(n))
+
+
+def labels(n: int = 4) -> Tensor:
+    return torch.arange(n) % 3
+
+
+class Linear(nn.Module):
+    """Scores W x of an image of two pixels, for three classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        weight = torch.tensor([[4.0, 0.0], [0.0, 4.0], [0.0, 0.0]])
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight.T
+
+
+def network() -> nn.Module:
+    """Batch norm right before and after a convolution, which is recast with every gate open."""
+    torch.manual_seed(0)
+    cnn = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6),
+        nn.Conv2d(6, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6), nn.Tanh(),
+        nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.Dropout(0.5),
+        nn.Flatten(), nn.Linear(6 * 4 * 4, 3),
+    )  # fmt: skip
+    hybrid = recast(lively(cnn), ["2", "5"], GPSAConfig(gate_init=0.7), input_size=(3, 8, 8))
+    for layer in gpsa_layers(hybrid).values():
+        nn.init.normal_(layer.qk.weight)  # as initialised, attention hardly depends on content
+    return hybrid
+
+
+@pytest.mark.parametrize("label", [0, 1, 2])
+def test_linear_model_by_hand(label: int) -> None:
+    x = torch.tensor([0.5, 0.25]).view(1, 1, 1, 2)
+    # p ∝ (e², e¹, e⁰); the gradient of the loss is Wᵀ (p - y), so its signs are those of p - y.
+    total = math.exp(2) + math.exp(1) + 1
+    p = (math.exp(2) / total, math.exp(1) / total)
+    signs = [math.copysign(1, p[i] - (label == i)) for i in (0, 1)]
+    attack = fgsm(Linear(), x, torch.tensor([label]), 0.125, normalize=as_is)
+    assert attack.images.flatten().tolist() == [0.5 + 0.125 * signs[0], 0.25 + 0.125 * signs[1]]
+    assert attack.masked.tolist() == [False]
+
+
+def test_clipped_at_black_and_white() -> None:
+    x = torch.tensor([[0.05, 0.95], [0.0, 1.0]]).view(2, 1, 1, 2)
+    attack = fgsm(Linear(), x, torch.tensor([0, 0]), 0.125, normalize=as_is)
+    assert attack.images.flatten(1).tolist() == [[0, 1], [0, 1]]
+
+
+def test_it_is_the_pixels_that_move() -> None:
+    """A normalisation that turns the image into its negative turns the attack, not its size."""
+    x = torch.tensor([0.5, 0.25]).view(1, 1, 1, 2)
+    attack = fgsm(Linear(), x, torch.tensor([0]), 0.125, normalize=lambda p: -100 * p)
+    assert attack.images.flatten().tolist() == [0.625, 0.125]
+
+
+def central_differences(model: nn.Module, image: Tensor, label: int) -> Tensor:
+    """The gradient of one image's loss, in float64."""
+    model = copy.deepcopy(model).double().eval()
+    step = 1e-6 * torch.eye(image.numel(), dtype=torch.float64).view(-1, *image.shape)
+    losses = []
+    for moved in (image.double() + step, image.double() - step):
+        with torch.no_grad():
+            scores = model(shifted(moved))
+        losses.append(F.cross_entropy(scores, torch.full((len(step),), label), reduction="none"))
+    return ((losses[0] - losses[1]) / 2e-6).view(image.shape)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_recast_network_against_finite_differences(n: int, layout: torch.memory_format) -> None:
+    # In [0.2, 0.8], so that nothing is clipped.
+    model, x, y = network(), 0.2 + 0.6 * pixels(n), labels(n)
+    images = x.contiguous(memory_format=layout)
+    moved = fgsm(model.to(memory_format=layout), images, y, 0.125, normalize=shifted).images - x
+    for got, image, label in zip(moved, x, y.tolist(), strict=True):
+        gradient = central_differences(model, image, label)
+        clear = gradient.abs() > 1e-4 * gradient.abs().max()
+        assert clear.double().mean() > 0.99
+        assert torch.equal(got.sign()[clear], gradient.sign()[clear].float())
+        torch.testing.assert_close(got.abs(), torch.full_like(got, 0.125))
+
+
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    model, x, y = network().double(), pixels().double(), labels()
+    together = fgsm(model, x, y, 0.1, normalize=shifted).images
+    alone = [fgsm(model, x[i, None], y[i, None], 0.1, normalize=shifted).images for i in range(4)]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_epsilon_zero_gives_the_images() -> None:
+    x = pixels()
+    attack = fgsm(network(), x, labels(), 0, normalize=shifted)
+    assert torch.equal(attack.images, x)
+    assert not attack.masked.any()
+
+
+class Apart(nn.Module):
+    """Bright images have scores that do not change with them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([x.mean((1, 2, 3)).clamp(max=0.5), torch.zeros(len(x))], dim=1)
+
+
+def constant(x: Tensor) -> Tensor:
+    return torch.zeros(len(x), 3)
+
+
+def detached(x: Tensor) -> Tensor:
+    return x.detach().flatten(1)[:, :3]
+
+
+class Constant(nn.Module):
+    """Scores by a function that no gradient passes through, with or without a parameter after."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], bias: bool) -> None:
+        super().__init__()
+        self.function = function
+        self.bias = nn.Parameter(torch.zeros(3)) if bias else 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x) + self.bias
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("function", [constant, detached])
+def test_no_gradient_at_all(function: Callable[[Tensor], Tensor], bias: bool) -> None:
+    x, y = pixels(), labels()
+    attack = fgsm(Constant(function, bias), x, y, 0.1, normalize=shifted)
+    assert attack.masked.all()
+    assert torch.equal(attack.images, x)
+    batches = [(x[:3], y[:3]), (x[3:], y[3:])]
+    assert fgsm_accuracy(Constant(function, bias), batches, 0.1, normalize=shifted).masked == 4
+
+
+def test_masked_images_are_told_from_the_others() -> None:
+    x = torch.full((3, 1, 4, 4), 0.3)
+    x[1] = 0.7
+    attack = fgsm(Apart(), x, torch.zeros(3, dtype=torch.long), 0.1, normalize=as_is)
+    assert attack.masked.tolist() == [False, True, False]
+    assert torch.equal(attack.images[1], x[1])
+    torch.testing.assert_close(attack.images[0], x[0] - 0.1)
+
+
+def test_the_model_stays_as_it_was() -> None:
+    model = network().train()
+    model[1].eval()
+    model[0].weight.requires_grad_(False)
+    model[9].bias.grad = torch.ones(3)
+    model.register_buffer("unused", torch.zeros(1))
+    state = copy.deepcopy(model.state_dict())
+    modes = [m.training for m in model.modules()]
+    flags = [p.requires_grad for p in model.parameters()]
+    x, y = pixels(), labels()
+    images, truth = x.clone(), y.clone()
+
+    fgsm_accuracy(model, [(x, y)], 0.1, normalize=shifted)
+    with pytest.raises(RuntimeError):
+        fgsm(model, pixels(channels=2), y, 0.1, normalize=shifted)
+
+    assert [m.training for m in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == flags
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert grads.keys() == {"9.bias"}
+    assert torch.equal(grads["9.bias"], torch.ones(3))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert torch.equal(x, images)
+    assert torch.equal(y, truth)
+    assert not x.requires_grad
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("caller", [torch.no_grad, torch.inference_mode])
+def test_under_callers_without_gradients(caller: Callable[[], torch.no_grad]) -> None:
+    model = network()
+    expected = fgsm(model, pixels(), labels(), 0.1, normalize=shifted).images
+    with caller():
+        attack = fgsm(model, pixels(), labels(), 0.1, normalize=shifted)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(attack.images, expected)
+    assert not attack.images.requires_grad
+
+
+def test_images_that_ask_for_a_gradient_themselves() -> None:
+    x = pixels().requires_grad_()
+    assert not fgsm(network(), x, labels(), 0.1, normalize=shifted).images.requires_grad
+    assert x.grad is None
+
+
+def test_accuracy_against_a_loop() -> None:
+    model, x, y = network(), pixels(12), labels(12)
+    batches = list(zip(x.split(5), y.split(5), strict=True))
+    result = fgsm_accuracy(model, batches, 0.05, normalize=shifted)
+    model.eval()
+    expected = []
+    for i in range(12):
+        attacked = fgsm(model, x[i, None], y[i, None], 0.05, normalize=shifted).images
+        expected.append(int(model(shifted(attacked)).argmax()) == int(y[i]))
+    assert result.correct.tolist() == expected
+    assert result.images == 12
+    assert result.top1 == pytest.approx(sum(expected) / 12)
+    assert result.masked == 0
+    assert result.epsilon == 0.05
+
+
+def test_accuracy_falls_and_at_zero_is_the_clean_one() -> None:
+    model, x = network().eval(), pixels(12)
+    y = model(shifted(x)).argmax(dim=1)  # right on every clean image
+    tops = [fgsm_accuracy(model, [(x, y)], e, normalize=shifted).top1 for e in (0, 0.02, 0.3)]
+    assert tops[0] == 1
+    assert tops[0] >= tops[1] >= tops[2]
+    assert tops[2] < 0.5
+
+
+def test_output() -> None:
+    result = fgsm_accuracy(network(), [(pixels(12), labels(12))], 8 / 255, normalize=shifted)
+    plain = json.loads(json.dumps(result.to_json()))
+    assert plain.keys() == {"epsilon", "images", "top1", "top1_standard_error", "masked"}
+    assert plain["images"] == 12
+    assert result.table().splitlines()[0].split() == ["images", "ε", "×", "255", "top-1", "%", "±",
+                                                      "%", "masked"]  # fmt: skip
+    assert result.table().splitlines()[2].split()[:2] == ["12", "8"]
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, 8, math.nan])
+def test_epsilon_of_another_scale(epsilon: float) -> None:
+    for call in (
+        lambda: fgsm(Linear(), pixels(), labels(), epsilon, normalize=as_is),
+        lambda: fgsm_accuracy(Linear(), [], epsilon, normalize=as_is),
+    ):
+        with pytest.raises(TCNNError, match=r"`epsilon` in \[0, 1\].*8/255"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "images", [255 * pixels(), pixels() - 0.5, (255 * pixels()).byte(), pixels() * math.nan]
+)
+def test_images_that_are_no_pixels(images: Tensor) -> None:
+    with pytest.raises(TCNNError, match="before they are normalised"):
+        fgsm(network(), images, labels(), 0.1, normalize=as_is)
+
+
+def test_gradients_that_are_no_numbers() -> None:
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (0 * x).sqrt().flatten(1)
+
+    with pytest.raises(TCNNError, match="NaN"):
+        fgsm(Root(), pixels(), labels(), 0.1, normalize=as_is)
+
+
+def test_no_images() -> None:
+    with pytest.raises(TCNNError, match="holds none"):
+        fgsm_accuracy(network(), [], 0.1, normalize=shifted)
