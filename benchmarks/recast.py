@@ -46,21 +46,22 @@ def alternate(
     return times
 
 
-def forward(model: nn.Module, images: Tensor) -> Callable[[], object]:
-    model.eval()
-
+def forward(model: nn.Module, images: Tensor, bf16: bool) -> Callable[[], object]:
     def call() -> None:
-        with torch.inference_mode():
+        model.eval()
+        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, bf16):
             model(images)
 
     return call
 
 
-def step(model: nn.Module, images: Tensor) -> Callable[[], object]:
+def step(model: nn.Module, images: Tensor, bf16: bool) -> Callable[[], object]:
     def call() -> None:
         model.train()
         model.zero_grad(set_to_none=True)
-        model(images).square().mean().backward()
+        with torch.autocast(images.device.type, torch.bfloat16, bf16):
+            y = model(images)
+        y.float().square().mean().backward()
 
     return call
 
@@ -89,6 +90,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--bf16", action="store_true", help="autocast, kernels channels last")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
@@ -98,30 +100,44 @@ def main() -> None:
     cnn = tcnn.load_model(args.model).to(device)
     surgery = [seconds(lambda: tcnn.recast(cnn, input_size=size), device) for _ in range(5)]
     shut = tcnn.recast(cnn, input_size=size)
-    opened = tcnn.recast(cnn, config=tcnn.GPSAConfig(gate_init=0.7), input_size=size)
+    opened, likeness = (
+        tcnn.recast(cnn, config=tcnn.GPSAConfig(gate_init=0.7, content=content), input_size=size)
+        for content in ("dot", "cosine")
+    )
     images = torch.randn(args.batch, *size, device=device)
     report = tcnn.check_equivalence(cnn, shut, images)
     if not report.ok:
         raise SystemExit(report.table())
 
-    networks = {"CNN": cnn, "hybrid, gates shut": shut, "hybrid, gates open": opened}
+    networks = {
+        "CNN": cnn,
+        "hybrid, gates shut": shut,
+        "hybrid, gates open": opened,
+        "hybrid, gates open, cosine": likeness,
+    }
+    if args.bf16:
+        for model in networks.values():
+            model.to(memory_format=torch.channels_last)
+    kinds = {"forward": forward, "training step": step}
     results = {
         "command": f"python benchmarks/recast.py --model {args.model} --size {args.size} "
-        f"--batch {args.batch} --runs {args.runs}",
+        f"--batch {args.batch} --runs {args.runs}{' --bf16' if args.bf16 else ''}",
         "recast_seconds": statistics.median(surgery),
-        "forward": compare(
-            alternate({n: forward(m, images) for n, m in networks.items()}, args.runs, device)
-        ),
-        "training step": compare(
-            alternate({n: step(m, images) for n, m in networks.items()}, args.runs, device)
-        ),
+        **{
+            kind: compare(
+                alternate(
+                    {n: call(m, images, args.bf16) for n, m in networks.items()}, args.runs, device
+                )
+            )
+            for kind, call in kinds.items()
+        },
     }
     print(
         f"{args.model} at {args.size} px, batch {args.batch}, {device.type}, "
         f"{torch.get_num_threads()} threads"
     )
     print(f"recast: {results['recast_seconds']:.2f} s (median of 5)")
-    for kind in ("forward", "training step"):
+    for kind in kinds:
         print(f"\n{kind}")
         rows = [
             (

@@ -257,3 +257,35 @@ def test_failures(
     base = ["--model", str(saved), "--data.root", "data", "--out", "run", *FAST]
     assert said in fails(capsys, *base, *words)
     assert not Path("run/run.json").exists()
+
+
+def test_the_seed_fixes_a_network_made_on_the_fly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random weights, queries and keys too; and what a launcher calls a lone process is nothing."""
+    folders(Path("data"))
+    words = [*TIMM, "--data.root", "data", *FAST, "--train.epochs", "1"]
+    assert main(["finetune", *words, "--out", "a"]) == 0
+    torch.rand(7)
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert main(["finetune", *words, "--out", "b"]) == 0
+    first, second = (Path(out, "model.safetensors").read_bytes() for out in "ab")
+    assert first == second
+    start = json.loads(Path("b/run.json").read_text())["start"]
+    assert start["model"] == "timm:resnet18" and start["recast"] is True
+
+
+def test_the_folder_of_a_network_is_not_written_over(
+    saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders(Path("data"))
+    before = Path(saved, "model.safetensors").read_bytes()
+    words = ["--model", str(saved), "--data.root", "data", "--out", str(saved), *FAST]
+    assert "would be overwritten" in fails(capsys, *words)
+    assert Path(saved, "model.safetensors").read_bytes() == before
+
+
+def test_a_data_folder_that_has_moved(saved: Path) -> None:
+    folders(Path("data"))
+    words = ["--model", str(saved), "--out", "run", *FAST, "--train.epochs", "1"]
+    assert main(["finetune", *words, "--data.root", "data"]) == 0
+    Path("data").rename("moved")
+    assert main(["finetune", *words, "--data.root", "moved", "--resume"]) == 0

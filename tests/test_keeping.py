@@ -130,10 +130,10 @@ def test_room_is_looked_for_before_training(
         monkeypatch.setattr("shutil.disk_usage", lambda _, n=copies: usage(0, 0, n * 10**6))
         check_space(tmp_path, model, config)
         monkeypatch.setattr("shutil.disk_usage", lambda _, n=copies: usage(0, 0, n * 10**6 - 1))
-        with pytest.raises(TrainingError, match=r"Expected 0.01 GB free .* the disk has 0.01 GB"):
+        with pytest.raises(TrainingError, match=r"Expected (9|11)\.0 MB free"):
             check_space(tmp_path, model, config)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(0, 0, 0))
-    with pytest.raises(TrainingError, match="GB free"):
+    with pytest.raises(TrainingError, match="MB free"):
         run(tmp_path, cnn(), callbacks=(At("on_train_start", 1, pytest.fail),))
 
 
@@ -188,18 +188,18 @@ def test_leftovers_of_writes_that_were_killed_go(tmp_path: Path) -> None:
 
 
 def test_what_is_said_on_a_signal() -> None:
-    assert str(Stopped(15, Path("runs/a/last.ckpt"))) == (
-        "stopped by SIGTERM; the run is kept in runs/a/last.ckpt: go on with --resume"
-    )
-    assert str(Stopped(2, None)) == "stopped by SIGINT; not kept"
+    kept = "stopped by SIGTERM; the run is kept in runs/a/last.ckpt"
+    assert str(Stopped(15, Path("runs/a/last.ckpt"))) == kept
+    assert str(Stopped(2, None)) == "stopped by SIGINT; nothing is kept"
 
 
 @pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"])
 def test_the_first_process(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     for other in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
         monkeypatch.delenv(other, raising=False)
-    assert keeping.is_first_process()
+    assert keeping.is_first_process(2)
     monkeypatch.setenv(name, "0")
-    assert keeping.is_first_process()
+    assert keeping.is_first_process(2)
     monkeypatch.setenv(name, "1")
-    assert not keeping.is_first_process()
+    assert keeping.is_first_process(1)  # alone, whatever a launcher numbers it
+    assert not keeping.is_first_process(2)

@@ -178,14 +178,14 @@ def test_the_next_readable_image_takes_the_place(workers: int) -> None:
     for x, y, _ in run:
         assert (((x[:, 0, 0, 0] + 1) * 127.5).round().long() % 4 == y).all()
     named = {line for *_, unread in run for line in unread}
-    assert named == {f"x {index}\ta hole" for index in holes}
+    assert named == {(f"x {index}", "a hole") for index in holes}
 
 
 def test_validation_leaves_it_out() -> None:
     run = epoch(images(Holed(told(), {3, 39})), split="val")
     labels = torch.cat([y for _, y, _ in run])
     assert (labels == -1).nonzero().flatten().tolist() == [3, 39]
-    assert [unread for *_, unread in run if unread] == [["x 3\ta hole"], ["x 39\ta hole"]]
+    assert [unread for *_, unread in run if unread] == [[("x 3", "a hole")], [("x 39", "a hole")]]
 
 
 def bars_with(holes: set[int], holes_in: str, **config: Any) -> ImageData:

@@ -13,6 +13,7 @@ import yaml
 from PIL import Image
 
 import tcnn
+from tcnn import study
 from tcnn.__main__ import main
 from tcnn.networks import cifar_resnet20
 
@@ -33,7 +34,6 @@ SHORT: dict[str, list[str]] = {
     ],
     "study_demo": [
         *("--seeds", "[0]", "--jobs", "1", "--data.max_train", "64", "--data.max_val", "20"),
-        *("--arms", "{control: {}, hybrid: {hybrid: true}}"),
         *("--pretrain.epochs", "1", "--train.epochs", "1", "--measure.images", "20"),
     ],
     "study_tinyimagenet50": [
@@ -66,6 +66,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_all_recipes_are_known() -> None:
     assert {path.stem for path in RECIPES} == set(SHORT)
+
+
+@pytest.mark.parametrize("name", [name for name in SHORT if name.startswith("study")])
+def test_arms_of_a_study_can_all_be(
+    name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every arm, as the recipe has it, passes what is looked at before the first is trained."""
+    shutil.copytree(data / "data", tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    looked = []
+    monkeypatch.setattr(study, "_waves", lambda setting, seeds: looked.append(setting) or [])
+    recipe = next(path for path in RECIPES if path.stem == name)
+    with pytest.raises(KeyError):  # there are no results
+        main(["study", "--config", str(recipe)])
+    assert list(looked[0].arms) == list(yaml.safe_load(recipe.read_text())["arms"])
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

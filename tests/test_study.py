@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +18,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from scipy import stats
 
 import tcnn
 from tcnn.__main__ import main
 from tcnn.data_config import DataConfig
+from tcnn.keeping import Stopped
 from tcnn.loaders import open_data
 from tcnn.study_config import ArmConfig, MeasureConfig
 from tcnn.study_result import Difference, paired
@@ -68,28 +74,32 @@ def test_interval_against_the_formula_by_hand() -> None:
     arm = np.array([[1, 1, 0, 1], [1, 0, 1, 1]], dtype=bool)
     control = np.array([[1, 0, 0, 1], [0, 0, 1, 0]], dtype=bool)
     found = paired(arm, control)
-    # By seed: +25 and +50 points; by image: 50, 50, 0, 50.
+    # By seed: +25 and +50 points; by image: 50, 50, 0, 50. Student's t at 97.5 %, from a table.
     assert found.mean == 37.5
-    seeds, images = 312.5 / 2, 625 / 4
-    freedom = (seeds + images) ** 2 / (seeds**2 / 1 + images**2 / 3)
-    reach = stats.t.ppf(0.975, freedom) * math.sqrt(seeds + images)
-    assert found.high - 37.5 == pytest.approx(reach)
-    assert 37.5 - found.low == pytest.approx(reach)
+    reach = math.sqrt(12.706**2 * 312.5 / 2 + 3.182**2 * 625 / 4)
+    assert found.high == pytest.approx(37.5 + reach, rel=1e-3)
+    assert found.low == pytest.approx(37.5 - reach, rel=1e-3)
     assert found.verdict == "no difference shown"
 
 
-def test_interval_covers_the_truth_as_often_as_it_says() -> None:
-    """Random arms with seeds and images of their own: 95 % or more of the intervals hold it."""
+@pytest.mark.parametrize(
+    ("seeds", "images", "of_seed", "of_image", "of_both"),
+    [(2, 1000, 0.03, 0.3, 0.1), (2, 1000, 0.0, 0.3, 0.3), (3, 1000, 0.02, 0.25, 0.1),
+     (3, 200, 0.1, 0.3, 0.3), (5, 300, 0.0, 0.01, 0.3)],
+)  # fmt: skip
+def test_interval_covers_the_truth_as_often_as_it_says(
+    seeds: int, images: int, of_seed: float, of_image: float, of_both: float
+) -> None:
+    """Random arms whose difference is 10 points: 95 % or more of 600 intervals hold it."""
     rng = np.random.default_rng(0)
     hits = 0
-    for _ in range(400):
-        easy = rng.normal(0, 1, 200)
-        effect = rng.normal(0.1, 0.1, (3, 1)) + rng.normal(0, 0.3, 200)
-        noise = rng.normal(0, 0.3, (2, 3, 200))
-        found = paired(easy + effect + noise[0], easy + noise[1])
+    for _ in range(600):
+        effect = rng.normal(0.1, of_seed, (seeds, 1)) + rng.normal(0, of_image, images)
+        arm = effect + rng.normal(0, of_both, (seeds, images))
+        found = paired(arm, np.zeros((seeds, images)))
         assert found.low is not None and found.high is not None
         hits += found.low <= 10 <= found.high
-    assert 370 <= hits <= 400
+    assert hits >= 600 * 0.95 - 3 * math.sqrt(600 * 0.95 * 0.05)
 
 
 @pytest.mark.parametrize(
@@ -189,7 +199,7 @@ def test_again_does_nothing_anew_and_grows(
     assert run(folder, {"arms": arms, "seeds": [0]}) == 0
     assert result.stat().st_mtime_ns == before
     said = capsys.readouterr().out
-    assert said.count("done before") == len(RECIPE["arms"])
+    assert said.count("done before") == len(RECIPE["arms"]) + 1  # and the pretraining
     assert "one seed: not known" in said
     assert run(folder) == 0  # the page of before comes back from the same results
     again = json.loads((folder / "out" / "study.json").read_text())
@@ -204,6 +214,66 @@ def test_another_recipe_in_the_same_folder(
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "recipe" in said and "another --out" in said
+
+
+def test_a_stale_pretrained_network_is_not_taken(
+    done: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = done
+    changes = {"pretrain": {**RECIPE["pretrain"], "lr": 1.0e-5}, "arms": {"control": {}, "new": {}}}
+    assert run(folder, changes) == 1
+    assert "pretrain" in capsys.readouterr().err
+
+
+def test_a_share_that_was_not_kept(
+    done: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, _ = done
+    arms = {**RECIPE["arms"], "late": {"hybrid": True, "start": 0.7}}
+    assert run(folder, {"arms": arms}) == 1
+    said = capsys.readouterr().err
+    assert "is trained again" in said and said.count("\n") == 1
+
+
+def test_classes_in_another_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cnn = tcnn.load_model("tcnn.networks:cifar_resnet", **RECIPE["model_settings"])
+    tcnn.save(cnn, tmp_path / "cnn", classes=list("9876543210"))
+    changes = {"model": str(tmp_path / "cnn"), "model_settings": {}, "pretrain": None}
+    assert run(tmp_path, {**changes, "arms": {"control": {}}}) == 1
+    assert "saved with" in capsys.readouterr().err
+
+
+def test_stopped_comes_out_of_a_process_whole() -> None:
+    stopped = pickle.loads(pickle.dumps(Stopped(15, Path("last.ckpt"))))
+    assert str(stopped) == "stopped by SIGTERM; the run is kept in last.ckpt"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_side_by_side(tmp_path: Path, number: signal.Signals) -> None:
+    """Nothing hangs and nothing goes on alone; asked again, the study ends."""
+    arms = {name: RECIPE["arms"][name] for name in ("control", "hybrid")}
+    train = {**RECIPE["train"], "epochs": 200}
+    recipe = {**RECIPE, "out": str(tmp_path / "out"), "arms": arms, "train": train, "jobs": 2}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    words = [sys.executable, "-m", "tcnn", "study", "--config", str(tmp_path / "recipe.yaml")]
+    asked = subprocess.Popen(
+        words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 240
+    while len(list(tmp_path.glob("out/arms/*/*/last.ckpt"))) < 2:
+        assert asked.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    if number == signal.SIGINT:
+        os.killpg(asked.pid, number)  # as a terminal sends it
+    else:
+        asked.send_signal(number)
+    _, said = asked.communicate(timeout=120)
+    assert asked.returncode == 128 + number
+    assert "Traceback" not in said
+    time.sleep(2)
+    with pytest.raises(ProcessLookupError):  # nobody of the group is left
+        os.killpg(asked.pid, 0)
 
 
 @pytest.mark.slow
@@ -223,6 +293,12 @@ def test_side_by_side_is_the_same(done: tuple[Path, dict[str, Any]], tmp_path: P
     [
         ({"control": "none"}, "to be one of the arms"),
         ({"seeds": [1, 1]}, "different seeds"),
+        ({"seeds": [0, -1]}, "from 0 up"),
+        ({"jobs": 0}, "`jobs` from 1 up"),
+        ({"measure": {"corruptions": ["gausian_noise"]}}, "gausian_noise"),
+        ({"arms": {"control": {}, "..": {}}}, "can be folders"),
+        ({"arms": {"control": {}, "a": {"hybrid": True, "targets": "layer9.*"}}}, "layer9"),
+        ({"weights": "nowhere.pth"}, "leave one out"),
         ({"engine": {"devices": 2}}, "--jobs"),
         ({"arms": {"control": {}, "a": {"start": 0.5}}}, "start: scratch"),
         ({"arms": {"control": {"train": {"lrr": 1}}}}, "in arm 'control'"),
@@ -243,6 +319,10 @@ def test_options_out_of_range() -> None:
         ArmConfig(start=1.5)
     with pytest.raises(ValueError, match="`epochs`"):
         ArmConfig(epochs=-1)
+    with pytest.raises(ValueError, match="`train`"):
+        ArmConfig(train={"seed": 7})
+    with pytest.raises(ValueError, match="`gpsa`"):
+        ArmConfig(gpsa={"gate": "sigmoid"})
     with pytest.raises(ValueError, match="`severities`"):
         MeasureConfig(severities=[6])
     with pytest.raises(ValueError, match="`images`"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from tcnn.train import (
     set_drop_path,
 )
 from tcnn.train_config import TrainConfig
-from training import bars, batches, cnn, hybrid, trained
+from training import QUIET, bars, batches, cnn, hybrid, trained
 
 
 def loaders() -> tuple[DataLoader[Any], DataLoader[Any]]:
@@ -356,3 +357,25 @@ def test_the_task_in_a_trainer_of_ones_own() -> None:
 def test_options_out_of_range(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainConfig(**options)  # type: ignore[arg-type]
+
+
+def test_a_network_that_comes_in_eval_mode_trains_all_the_same() -> None:
+    assert FinetuneTask(hybrid().eval(), TrainConfig()).model.training
+
+
+def test_distilling_in_float64() -> None:
+    model = hybrid()
+    config = TrainConfig(epochs=1, batch_size=16, distill=0.5)
+    trained(model, config, engine=replace(QUIET, precision="64"))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_outputs_that_are_no_scores() -> None:
+    class Twice(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x, x
+
+    with pytest.raises(tcnn.TCNNError, match="scores alone"):
+        output_width(Twice(), torch.zeros(1, 2))
+    with pytest.raises(tcnn.TCNNError, match="auxiliary outputs"):
+        FinetuneTask(Twice(), TrainConfig()).training_step((torch.zeros(1, 2), torch.zeros(1)), 0)

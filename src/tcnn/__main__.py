@@ -86,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _fail(
             name,
             "Expected enough memory for this network, batch and image size, but it ran out: "
-            "give a smaller --batch or --input_size.",
+            "give a smaller batch or image size.",
         )
     except KeyboardInterrupt:
         print(f"tcnn {name}: interrupted", file=sys.stderr)

@@ -43,9 +43,20 @@ def with_new_classifier(model: nn.Module, num_classes: int) -> tuple[nn.Module, 
     layers = {name: layer.config for name, layer in gpsa_layers(model).items()}
     if layers:
         built = surgery.replace_convolutions(built, layers)
+    made = dict(built.named_modules())
+    for name, module in model.named_modules():
+        kind = type(module)
+        if kind is not type(made.get(name)) and kind.__name__ != "DropPath":  # of a recipe
+            raise TCNNError(
+                f"Expected {origin.name!r} as it is built, to build it with {num_classes} classes, "
+                f"but {name!r} of it was changed: build it so yourself."
+            )
     state = model.state_dict()
     sources.parameters_like(built, state)
     kept = {name: tensor for name, tensor in state.items() if name not in new}
     built.load_state_dict(kept, strict=False)
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    for name, parameter in built.named_parameters():
+        parameter.requires_grad_(name in new or trained[name])
     sources.set_origin(built, sources.Origin(origin.name, settings))
     return built.train(model.training), new

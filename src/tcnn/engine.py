@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import random
+import sys
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
@@ -82,10 +84,16 @@ def fit(
     engine = engine or EngineConfig()
     _check_engine(config, engine)
     start = time.monotonic()
-    identity = {**(identity or {}), "train": asdict(config), "images": data.identity()}
+    dtype = next(model.parameters()).dtype
+    identity = {
+        **(identity or {}),
+        "train": asdict(config),
+        "engine": {"precision": engine.precision, "sync_bn": engine.sync_bn},
+        "images": data.identity(),
+    }
     place = None
     if out is not None:
-        if is_first_process():
+        if is_first_process(engine.processes):
             make_folder(out)
             clear_leftovers(out)
             check_space(out, model, config)
@@ -127,6 +135,7 @@ def fit(
             logger=False,  # the record has them: Lightning would count steps from a resume on
             plugins=[AtomicCheckpointIO()],
             callbacks=[
+                _SameRun([begin, identity]),
                 _StepSeed(config.seed, begin),
                 *([ProgressBar(config.epochs, data, begin)] if bar else []),
                 *callbacks,
@@ -152,7 +161,7 @@ def fit(
             trainer.fit(task, data, ckpt_path=checkpoint, weights_only=True)
         elif place is not None:  # it was cut after its last epoch
             task.load_state_dict(read_checkpoint(out / CHECKPOINT)["state_dict"])  # type: ignore[operator]
-    task.cpu()
+    task.cpu().to(dtype)
     if result is not model:
         model.load_state_dict(result.state_dict())
     if engine.channels_last:
@@ -198,7 +207,17 @@ def _check_engine(config: TrainConfig, engine: EngineConfig) -> None:
             f"{config.batch_size} images over {parts} parts give {config.batch_size // parts}."
         )
     gpus = torch.cuda.device_count()
-    if engine.accelerator == "gpu" and engine.devices > gpus:
+    on_cpu = engine.accelerator == "cpu" or not gpus
+    if engine.processes > 1 and hasattr(sys, "ps1"):
+        raise TrainingError(
+            "Expected one process where Python is interactive, for others run the program from its "
+            f"start, but got {engine.processes}: write a script, or take one device."
+        )
+    if engine.precision == "16-mixed" and on_cpu:
+        raise TrainingError(
+            "Expected a GPU for precision 16-mixed, but the run is on a CPU: take bf16-mixed or 32."
+        )
+    if engine.devices > gpus and (engine.accelerator == "gpu" or not on_cpu):
         raise TrainingError(
             f"Expected {engine.devices} GPUs, but this machine has {gpus}: lower --engine.devices "
             "or take --engine.accelerator cpu."
@@ -220,8 +239,33 @@ def _loggers(engine: EngineConfig, out: Path | None, epochs: int) -> list[Logger
                 "Expected wandb to be installed for --engine.wandb, but it is not: pip install "
                 "wandb, or leave the option out."
             )
-        loggers.append(WandbLogger(project=engine.wandb, name=out.name, save_dir=out, id=out.name))
+        loggers.append(
+            WandbLogger(
+                project=engine.wandb,
+                name=out.name,
+                save_dir=out,
+                id="-".join(out.resolve().parts[-3:]),
+            )
+        )
     return loggers
+
+
+class _SameRun(lightning.Callback):
+    """Sees before anything begins that all processes are about to do the same."""
+
+    def __init__(self, what: Any) -> None:
+        self.digest = zlib.crc32(repr(what).encode())
+
+    def setup(self, trainer: lightning.Trainer, *_: Any, **__: Any) -> None:
+        if trainer.world_size > 1:
+            found: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(found, self.digest)
+            if len(set(found)) > 1:
+                raise TrainingError(
+                    f"Expected {trainer.world_size} processes with the same images, options and "
+                    "checkpoint, but they differ: see that all machines read the same --out and "
+                    "--data.root."
+                )
 
 
 class _StepSeed(lightning.Callback):

@@ -22,16 +22,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as passing:
         file = Path(passing) / path.name
         write(file)
-        with file.open(
-            "rb"
-        ) as written:  # so that a power cut cannot leave the name without content
+        # So that a power cut cannot leave the name without content.
+        with file.open("r+b") as written:
             os.fsync(written.fileno())
         file.replace(path)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text, whole or not at all."""
-    write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+    """Write text, whole or not at all; what is no Unicode (in names of files) is escaped."""
+    write_whole(path, lambda file: file.write_bytes(text.encode("utf-8", "backslashreplace")))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import tempfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -56,13 +58,14 @@ class FinetuneResult:
 
 def finetune(
     model: nn.Module,
-    out: Path,
+    out: str | Path,
     data: DataConfig,
     train: TrainConfig,
     engine: EngineConfig | None = None,
     *,
     new_head: bool = False,
     resume: bool = False,
+    start: dict[str, Any] | None = None,
     echo: Callable[[str], None] = lambda line: None,
     bar: bool = False,
 ) -> FinetuneResult:
@@ -80,6 +83,7 @@ def finetune(
         engine: what to run on.
         new_head: take a new classifier though the number of classes may be the same.
         resume: go on with the run in the folder; begin one where there is none.
+        start: where the network came from, as plain data, to stand in run.json.
         echo: called with each line of what happens.
         bar: show a progress bar.
 
@@ -87,10 +91,16 @@ def finetune(
         TCNNError: the folder holds a run already or cannot be written to; the images are not there
             or of other classes; or as from `fit`.
     """
-    engine = engine or EngineConfig()
-    if is_first_process():
+    engine, out = engine or EngineConfig(), Path(out)
+    first = is_first_process(engine.processes)
+    if first:
         make_folder(out)
         clear_leftovers(out / _BEST)
+        if (out / checkpoint.SETTINGS).exists() and not (out / CHECKPOINT).exists():
+            raise TCNNError(
+                f"Expected a folder of its own for the run, but {str(out)!r} holds a network that "
+                "would be overwritten: give another --out."
+            )
         if (out / CHECKPOINT).exists() and not resume:
             raise TCNNError(
                 f"Expected a folder without a run, but {str(out)!r} holds one: go on with it with "
@@ -100,7 +110,7 @@ def finetune(
     images = open_data(data, known)
     classes = images[0].classes
     view = View.of(model, data)
-    model, new = _for_classes(model, len(classes), view, new_head, train.seed)
+    model, new = for_classes(model, len(classes), view, new_head, train.seed)
     if new and train.distill:
         raise TCNNError(
             "Expected a classifier to distil from, but that of the network is new, for "
@@ -110,6 +120,9 @@ def finetune(
         f"{len(images[0])} training and {len(images[1])} validation images of {len(classes)} "
         f"classes in {data.root!r}" + (f"; a new classifier: {', '.join(new)}" if new else "")
     )
+    if first:  # what cannot be saved is better known now
+        with tempfile.TemporaryDirectory(dir=out, prefix=".saving-") as passing:
+            checkpoint.save(model, passing, classes=classes)
     batches = ImageData(*images, view, data, train.batch_size, train.seed, engine.accumulate)
     result = fit(
         model,
@@ -124,19 +137,22 @@ def finetune(
         callbacks=(_Best(out / _BEST, classes),),
     )
     finished = FinetuneResult(model, classes, result, tuple(new), out)
-    if is_first_process():
+    if first:
         checkpoint.save(model, out, classes=classes)
-        _write(finished, data, engine, view)
+        _write(finished, data, engine, view, start or {})
     return finished
 
 
-def _for_classes(
+def for_classes(
     model: nn.Module, classes: int, view: View, new_head: bool, seed: int
 ) -> tuple[nn.Module, list[str]]:
-    """A copy of the network with as many outputs as there are classes, and what is new in it."""
+    """A float32 copy of the network with as many outputs as there are classes, and what is new."""
+    model = copy.deepcopy(model).float()
     try:
         outputs = output_width(model, torch.zeros(1, *view.input_size))
-    except RuntimeError as error:
+    except TCNNError:
+        raise
+    except Exception as error:  # a network says in its own way what it does not take
         size = "×".join(map(str, view.input_size))
         reason = str(error).strip().partition("\n")[0]
         raise TCNNError(
@@ -147,7 +163,7 @@ def _for_classes(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return with_new_classifier(model, classes)
-    return copy.deepcopy(model), []
+    return model, []
 
 
 def _identity(model: nn.Module) -> dict[str, Any]:
@@ -155,7 +171,10 @@ def _identity(model: nn.Module) -> dict[str, Any]:
     return {
         "class": type(model).__name__,
         "layers": {name: asdict(layer.config) for name, layer in gpsa_layers(model).items()},
-        "shapes": {name: list(tensor.shape) for name, tensor in model.state_dict().items()},
+        "weights": {
+            name: zlib.crc32(tensor.detach().cpu().contiguous().numpy().tobytes())
+            for name, tensor in model.state_dict().items()
+        },
     }
 
 
@@ -180,7 +199,13 @@ class _Best(Checkpoint):
                 checkpoint.save(pl_module.result, self.folder, classes=self.classes)
 
 
-def _write(result: FinetuneResult, data: DataConfig, engine: EngineConfig, view: View) -> None:
+def _write(
+    result: FinetuneResult,
+    data: DataConfig,
+    engine: EngineConfig,
+    view: View,
+    start: dict[str, Any],
+) -> None:
     out, fitted = result.out, result.fit
     figure, _ = plots.curves_plot({"": [e.to_json() for e in fitted.history]})
     write_whole(out / "curves.png", partial(figure.savefig, dpi=150))
@@ -190,6 +215,8 @@ def _write(result: FinetuneResult, data: DataConfig, engine: EngineConfig, view:
         text = csv_text(("image", "reason"), sorted(fitted.unreadable.items()))
         write_text(unreadable, text)
     content = {
+        "start": start,
+        "layers": {n: asdict(layer.config) for n, layer in gpsa_layers(result.model).items()},
         "data": asdict(data),
         "view": asdict(view),
         "train": asdict(fitted.config),

@@ -49,9 +49,12 @@ class Stopped(Exception):
     """
 
     def __init__(self, number: int, checkpoint: Path | None) -> None:
-        kept = f"the run is kept in {checkpoint}: go on with --resume" if checkpoint else "not kept"
-        super().__init__(f"stopped by {signal.Signals(number).name}; {kept}")
-        self.number = number
+        super().__init__(number, checkpoint)  # both, so that it comes out of a process whole
+        self.number, self.checkpoint = number, checkpoint
+
+    def __str__(self) -> str:
+        kept = f"the run is kept in {self.checkpoint}" if self.checkpoint else "nothing is kept"
+        return f"stopped by {signal.Signals(self.number).name}; {kept}"
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,12 @@ def check_space(folder: Path, model: nn.Module, config: TrainConfig) -> None:
     tensors = [*model.parameters(), *model.buffers()]
     weights = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     needed = weights * (2 * (3 + config.model_ema) + 3)
-    free = shutil.disk_usage(folder).free
+    kept = [*folder.glob("*.ckpt"), *folder.rglob("*.safetensors")]  # of this run, to be replaced
+    free = shutil.disk_usage(folder).free + sum(file.stat().st_size for file in kept)
     if free < needed:
         raise TrainingError(
-            f"Expected {needed / 1e9:.2f} GB free for checkpoints in {str(folder)!r}, but the disk "
-            f"has {free / 1e9:.2f} GB: make room, or give another --out."
+            f"Expected {needed / 1e6:,.1f} MB free for checkpoints in {str(folder)!r}, but the "
+            f"disk has {free / 1e6:,.1f} MB: make room, or give another --out."
         )
 
 
@@ -308,13 +312,15 @@ class Signals:
 
     @contextmanager
     def listening(self) -> Iterator[Signals]:
-        """SIGINT and SIGTERM are noted inside; a second one ends the program there and then."""
+        """SIGINT and SIGTERM are noted inside; a second one ends the program there and then. One
+        that the process ignores stays ignored."""
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
         before = {
             number: signal.signal(number, self._handle)
             for number in (signal.SIGINT, signal.SIGTERM)
+            if signal.getsignal(number) is not signal.SIG_IGN
         }
         try:
             yield self
@@ -324,15 +330,23 @@ class Signals:
 
 
 def _finite(trainer: lightning.Trainer) -> bool:
+    """Whether all parameters are finite and all buffers numbers (a mask may hold infinities)."""
+    task = trainer.lightning_module
     with torch.no_grad():
-        return all(bool(p.isfinite().all()) for p in trainer.lightning_module.parameters())
+        return all(bool(p.isfinite().all()) for p in task.parameters()) and not any(
+            bool(b.isnan().any()) for b in task.buffers() if b.is_floating_point()
+        )
 
 
 def _classes(trainer: lightning.Trainer) -> int:
     return int(getattr(trainer.lightning_module.model, "num_classes", 0) or 1000)
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that writes and speaks, also before a trainer is there."""
+def is_first_process(processes: int) -> bool:
+    """Whether this process is the one that writes and speaks, also before a trainer is there.
+
+    Args:
+        processes: how many share the run; one alone is the first, whatever its launcher calls it.
+    """
     ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-    return all(os.environ.get(name, "0") == "0" for name in ranks)
+    return processes == 1 or all(os.environ.get(name, "0") == "0" for name in ranks)

@@ -65,7 +65,7 @@ class GPSA2d(nn.Module):
         qk: W_qry and W_key, a linear map to (2, heads, d_k) channels.
         gating_param: (heads,). Linear gate: the content share 1 - g. Sigmoid gate: λ, g = σ(λ).
         v_pos: (heads, 3), learned positions only.
-        logit_scale: (heads,), ln τ, cosine content only.
+        logit_scale: (heads,), ln τ, cosine content only; τ counts as 100 above that.
 
     Head (a, b) has index h = a·Kw + b.
 
@@ -177,7 +177,8 @@ class GPSA2d(nn.Module):
     def _start_similar(self, width: int) -> None:
         """W_qry = W_key, orthonormal for each head, and the temperatures."""
         same = [
-            nn.init.orthogonal_(torch.empty(width, self.in_channels)) for _ in range(self.heads)
+            nn.init.orthogonal_(torch.empty(width, self.in_channels, dtype=torch.float32))
+            for _ in range(self.heads)
         ]
         with torch.no_grad():
             self.qk.weight.copy_(torch.cat(same + same))
@@ -412,7 +413,8 @@ class GPSA2d(nn.Module):
         scale = None
         if self.config.content == "cosine":
             queries, keys = functional.unit(queries), functional.unit(keys)
-            scale = self.logit_scale[heads].exp()
+            # At most 100, as in Swin V2: a temperature that runs away would overflow.
+            scale = self.logit_scale[heads].clamp(max=math.log(100)).exp()
         outside = None
         if self.config.window is not None:
             outside = functional.window_mask(

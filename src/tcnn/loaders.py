@@ -30,6 +30,7 @@ from tcnn.decoding import UnreadableImage
 from tcnn.images import DataError, Images, hold_out, take
 from tcnn.view import View
 
+Unread = tuple[str, str]  # name of an image, and why it cannot be read
 _PADDING = -1  # where an image should be, in the last batch of validation
 
 
@@ -74,10 +75,10 @@ class _Pictures(Dataset[Any]):
         # In training the next image takes the place of one that cannot be read.
         self.tries = 1 if seed is None or config.unreadable == "fail" else len(images)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, list[str]]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, list[Unread]]:
         """An image, its label, and what could not be read; a label of -1 for no image."""
         epoch, index = key
-        unread: list[str] = []
+        unread: list[Unread] = []
         for tried in range(0 if index == _PADDING else self.tries):
             at = (index + tried) % len(self.images)
             try:
@@ -85,7 +86,7 @@ class _Pictures(Dataset[Any]):
                     picture = self.view.channels(self.images.read(at))
                     return self.transform(picture), int(self.images.labels[at]), unread
             except UnreadableImage as error:
-                unread.append(f"{error.name}\t{error.reason}")
+                unread.append((error.name, error.reason))
         return torch.zeros(self.view.input_size), _PADDING, unread
 
 
@@ -178,9 +179,14 @@ class ImageData(lightning.LightningDataModule):
         """What two runs on the same images have in common, as plain data."""
         return {
             "view": asdict(self.view),
-            "config": asdict(replace(self.config, workers=0, unreadable="skip")),
+            "config": asdict(replace(self.config, root="", workers=0, unreadable="skip")),
             **{
-                name: [len(images), zlib.crc32(images.labels.tobytes()), list(images.classes)]
+                name: [
+                    len(images),
+                    list(images.classes),
+                    zlib.crc32(images.labels.tobytes()),
+                    zlib.crc32(repr([images.name(i) for i in _some(len(images))]).encode()),
+                ]
                 for name, images in self.images.items()
             },
         }
@@ -209,7 +215,7 @@ class ImageData(lightning.LightningDataModule):
         """Stop on images that cannot be read, here where an error keeps its class and message."""
         _, labels, unread = batch
         if unread:
-            name, _, reason = unread[0].partition("\t")
+            name, reason = unread[0]
             if self.config.unreadable == "fail":
                 raise UnreadableImage(name, reason)
             if self.trainer is not None and self.trainer.training and (labels == _PADDING).any():
@@ -237,6 +243,11 @@ class ImageData(lightning.LightningDataModule):
         )
 
 
-def _batch(items: list[tuple[Tensor, int, list[str]]]) -> tuple[Tensor, Tensor, list[str]]:
+def _batch(items: list[tuple[Tensor, int, list[Unread]]]) -> tuple[Tensor, Tensor, list[Unread]]:
     images, labels, unread = zip(*items, strict=True)
     return torch.stack(images), torch.tensor(labels), [line for lines in unread for line in lines]
+
+
+def _some(count: int) -> list[int]:
+    """At most 10,000 places, evenly spread."""
+    return [round(i) for i in np.linspace(0, count - 1, min(count, 10_000))]

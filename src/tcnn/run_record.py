@@ -194,9 +194,7 @@ class Record(Checkpoint):  # so that it comes after the task at the end of an ep
         self._note_unreadable(batch)
 
     def _note_unreadable(self, batch: Any) -> None:
-        for line in batch[2] if len(batch) > 2 else ():
-            name, _, reason = line.partition("\t")
-            self.unreadable[name] = reason
+        self.unreadable |= dict(batch[2]) if len(batch) > 2 else {}
 
     def _share_unreadable(self) -> None:
         """What any process could not read, in all of them."""
@@ -207,7 +205,7 @@ class Record(Checkpoint):  # so that it comes after the task at the end of an ep
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         if "val_loss" not in trainer.callback_metrics:
-            name, reason = next(iter(self.unreadable.items()))
+            name, reason = next(iter(self.unreadable.items()), ("in another process", "see there"))
             raise DataError(
                 "Expected validation images that can be read, but not one can; the first is "
                 f"{name!r}: {reason}."

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
+from types import FrameType
 
 import torch
+from torch import nn
 
 from tcnn.analysis import plots
+from tcnn.corruptions import CORRUPTIONS
 from tcnn.errors import TCNNError
 from tcnn.files import make_folder, write_json, write_text, write_whole
+from tcnn.layers import gpsa_layers
 from tcnn.study_result import StudyResult
-from tcnn.study_run import RunResult, Setting, pretrain, run_arm
+from tcnn.study_run import RunResult, Setting, build_cnn, pretrain, run_arm
+from tcnn.surgery import recast
+from tcnn.view import View
 
 Say = Callable[[str], None]
 
@@ -45,12 +56,12 @@ def study(
     Raises:
         TCNNError: an arm asks for what is not there; the folder holds another study.
     """
-    _check(setting, seeds, control)
+    _check(setting, seeds, control, jobs)
     make_folder(setting.out)
     runs: dict[tuple[str, int], RunResult] = {}
     for wave in _waves(setting, seeds):
         for (arm, seed), result in _all(setting, wave, jobs, echo):
-            if result is not None:
+            if arm is not None and result is not None:
                 runs[arm, seed] = result
     ordered = {(arm, seed): runs[arm, seed] for arm in setting.arms for seed in seeds}
     found = StudyResult(setting, tuple(seeds), control, ordered, command)
@@ -58,12 +69,12 @@ def study(
     return found
 
 
-_PRETRAIN = ""  # in place of an arm's name
+Job = tuple[str | None, int]  # an arm and a seed; None for the pretraining
 
 
-def _waves(setting: Setting, seeds: Sequence[int]) -> list[list[tuple[str, int]]]:
+def _waves(setting: Setting, seeds: Sequence[int]) -> list[list[Job]]:
     """What can run side by side: each wave needs only what the ones before it made."""
-    first = [(_PRETRAIN, seed) for seed in seeds] if setting.pretrain else []
+    first: list[Job] = [(None, seed) for seed in seeds] if setting.pretrain else []
     shares = [name for name, arm in setting.arms.items() if isinstance(arm.start, float)]
     rest = [name for name in setting.arms if name not in shares]
     return [
@@ -74,70 +85,120 @@ def _waves(setting: Setting, seeds: Sequence[int]) -> list[list[tuple[str, int]]
 
 
 def _all(
-    setting: Setting, wave: list[tuple[str, int]], jobs: int, echo: Say
-) -> list[tuple[tuple[str, int], RunResult | None]]:
+    setting: Setting, wave: list[Job], jobs: int, echo: Say
+) -> list[tuple[Job, RunResult | None]]:
     if jobs == 1:
         return [(job, _one(setting, job, echo)) for job in wave]
     context = multiprocessing.get_context("spawn")
-    lines: multiprocessing.Queue[int] = context.Queue()
+    places: multiprocessing.Queue[int] = context.Queue()
     for place in range(jobs):
-        lines.put(place)
-    done = []
-    with ProcessPoolExecutor(jobs, context, _begin, (jobs, lines)) as pool:
+        places.put(place)
+    with ProcessPoolExecutor(jobs, context, _begin, (jobs, places)) as pool:
         futures = {pool.submit(_one, setting, job, _print): job for job in wave}
         try:
-            for future in as_completed(futures):
-                done.append((futures[future], future.result()))
+            with _leaving_on_sigterm():
+                return [(futures[done], done.result()) for done in as_completed(futures)]
         except BaseException:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()  # one that trains writes its checkpoint first
             raise
-    return done
 
 
 def _begin(jobs: int, places: multiprocessing.Queue[int]) -> None:
     """A process of several: its share of the cores, and a GPU of its own if there are enough."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all: the first passes it on
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     if gpus := torch.cuda.device_count():
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(places.get() % gpus)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[places.get() % gpus]
+
+
+@contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends this process as Ctrl-C does, with a look back."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def _one(setting: Setting, job: tuple[str, int], echo: Say) -> RunResult | None:
+def _one(setting: Setting, job: Job, echo: Say) -> RunResult | None:
     arm, seed = job
 
     def say(line: str) -> None:
         echo(f"[{arm or 'pretraining'}, seed {seed}] {line}")
 
-    if arm == _PRETRAIN:
+    if arm is None:
         pretrain(setting, seed, say)
         return None
     return run_arm(setting, arm, seed, say)
 
 
-def _check(setting: Setting, seeds: Sequence[int], control: str) -> None:
+def _check(setting: Setting, seeds: Sequence[int], control: str, jobs: int) -> None:
+    """Say before the first hour what would otherwise be said after it."""
     if control not in setting.arms:
         raise TCNNError(
             f"Expected `control` to be one of the arms {', '.join(setting.arms)}, but got "
             f"{control!r}."
         )
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise TCNNError(f"Expected different seeds, at least one, but got {list(seeds)}.")
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise TCNNError(f"Expected different seeds from 0 up, at least one, but got {list(seeds)}.")
+    if jobs < 1:
+        raise TCNNError(f"Expected `jobs` from 1 up, but got {jobs}.")
     if setting.engine.processes > 1:
         raise TCNNError(
             f"Expected one process for each run of a study, but engine asks for "
             f"{setting.engine.processes}: run several at a time with --jobs."
         )
+    unknown = set(setting.measure.corruptions or ()) - set(CORRUPTIONS)
+    if unknown:
+        raise TCNNError(
+            f"Expected corruptions out of {', '.join(CORRUPTIONS)}, but got "
+            f"{', '.join(sorted(unknown))}."
+        )
+    given = setting.pretrained or setting.weights is not None or Path(setting.model).is_dir()
+    if setting.pretrain is not None and given:
+        raise TCNNError(
+            "Expected `pretrain`, which trains the CNN from random weights, or a CNN that has "
+            "weights, but got both: leave one out."
+        )
+    cnn = build_cnn(setting)
+    if gpsa_layers(cnn):
+        raise TCNNError(
+            f"Expected a CNN, which the control is, but {setting.model!r} is recast already: give "
+            "the CNN that it was recast from."
+        )
     for name, arm in setting.arms.items():
+        if not re.fullmatch(r"\w[\w .+-]*", name):
+            raise TCNNError(
+                f"Expected names of arms that can be folders, but got {name!r}: take letters, "
+                "digits, spaces and . + - _."
+            )
         setting.recipe(name, seeds[0])
-        setting.layers(name)
+        if arm.hybrid:
+            recast(cnn, setting.targets_of(name), setting.layers(name), _size(setting, cnn))
         if isinstance(arm.start, float) and setting.scratch_arm() is None:
             raise TCNNError(
                 f"Expected an arm that trains the CNN from scratch, whose snapshots arm {name!r} "
-                "starts from, but there is none: add one with `start: scratch`."
+                "starts from, but there is none: add one with `start: scratch` and nothing else."
             )
+
+
+def _size(setting: Setting, cnn: nn.Module) -> tuple[int, int, int]:
+    return View.of(cnn, setting.data).input_size
 
 
 def _write(result: StudyResult) -> None:
@@ -156,7 +217,9 @@ def _write(result: StudyResult) -> None:
         for arm in result.setting.arms
         if arm != result.control
     }
-    figures = {"curves.png": plots.curves_plot(curves)}
+    figures = {}
+    if curves:
+        figures["curves.png"] = plots.curves_plot(curves)
     if differences:
         figures["differences.png"] = plots.differences_plot(differences, accuracy, result.control)
     for name, (figure, _) in figures.items():

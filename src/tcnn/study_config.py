@@ -49,6 +49,11 @@ class ArmConfig:
         check_option("start", self.start, known, "pretrained, scratch, or a share between 0 and 1")
         counts = self.epochs is None or self.epochs >= 0
         check_option("epochs", self.epochs, counts, "0 or more, or null")
+        own = not {"epochs", "seed"} & set(self.train)
+        check_option("train", self.train, own, "without epochs (an option of the arm) and seed")
+        for name in ("gpsa", "targets"):
+            value = getattr(self, name)
+            check_option(name, value, self.hybrid or not value, "left out where hybrid is false")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,28 +54,25 @@ def paired(arm: np.ndarray[Any, Any], control: np.ndarray[Any, Any]) -> Differen
     r"""Paired difference with an interval that knows both of seeds and of images.
 
     .. math::
-        d ± t_ν \sqrt{s_S² / S + s_N² / N}
+        d ± \sqrt{t_{S-1}² s_S² / S + t_{N-1}² s_N² / N}
 
     s_S² is the variance of the seeds' mean differences, s_N² that of the images' (each the mean
-    over seeds), and ν the degrees of freedom of the sum (Welch-Satterthwaite). The part that seeds
-    and images have in common is in both, so the interval is rather too wide than too narrow.
+    over seeds), t the quantile of Student's distribution. The part that seeds and images have in
+    common is in both, so the interval is rather too wide than too narrow.
 
     Args:
         arm, control: scores in [0, 1], (S seeds, N images).
     """
     difference = 100 * (arm.astype(np.float64) - control.astype(np.float64))
-    seeds, images = difference.shape
     mean = float(difference.mean())
-    if seeds < 2:
-        return Difference(mean, None, None, seeds)
-    parts = np.array(
-        [difference.mean(1).var(ddof=1) / seeds, difference.mean(0).var(ddof=1) / images]
-    )
-    if not parts.sum():
-        return Difference(mean, mean, mean, seeds)
-    freedom = parts.sum() ** 2 / (parts[0] ** 2 / (seeds - 1) + parts[1] ** 2 / (images - 1))
-    reach = float(stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) * math.sqrt(parts.sum()))
-    return Difference(mean, mean - reach, mean + reach, seeds)
+    if len(difference) < 2:
+        return Difference(mean, None, None, len(difference))
+    reaches = [
+        stats.t.ppf(0.5 + CONFIDENCE / 2, len(means) - 1) * means.std(ddof=1) / len(means) ** 0.5
+        for means in (difference.mean(axis=1), difference.mean(axis=0))
+    ]
+    reach = math.hypot(*reaches)
+    return Difference(mean, mean - reach, mean + reach, len(difference))
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class StudyResult:
         setting: what the arms have in common.
         seeds: the seeds.
         control: name of the arm that the others are held against.
-        runs: by arm and seed, as far as they are done.
+        runs: by arm and seed.
         command: that made it.
     """
 
@@ -102,24 +99,20 @@ class StudyResult:
         return tuple(next(iter(self.runs.values())).scores)
 
     def scores(self, arm: str, measure: str) -> np.ndarray[Any, Any]:
-        """Scores of an arm, (seeds, images); the same run for all seeds where it has no seed."""
-        rows = [self.runs[arm, seed].scores[measure] for seed in self._seeds(arm)]
-        return np.stack(rows).astype(np.float64)
+        """Scores of an arm, (seeds, images)."""
+        return np.stack([self.runs[arm, seed].scores[measure] for seed in self.seeds])
 
     def difference(self, arm: str, measure: str) -> Difference:
-        """An arm against the control, on the seeds that both have."""
+        """An arm against the control."""
         return paired(self.scores(arm, measure), self.scores(self.control, measure))
-
-    def _seeds(self, arm: str) -> list[int]:
-        return [seed for seed in self.seeds if (arm, seed) in self.runs]
 
     def _mean(self, arm: str, key: str) -> float | None:
         """Mean of a figure of training over an arm's seeds; None where it was not trained."""
-        fits = [self.runs[arm, seed].figures["fit"] for seed in self._seeds(arm)]
+        fits = [self.runs[arm, seed].figures["fit"] for seed in self.seeds]
         return None if None in fits else float(np.mean([fit[key] for fit in fits]))
 
     def _share(self, arm: str) -> float | None:
-        runs = [self.runs[arm, seed].figures["fit"] for seed in self._seeds(arm)]
+        runs = [self.runs[arm, seed].figures["fit"] for seed in self.seeds]
         shares = [run["history"][-1]["mean_content_share"] for run in runs if run]
         return None if not shares or None in shares else float(np.mean(shares))
 
@@ -185,7 +178,7 @@ class StudyResult:
                 f"{first['images'][0]} training and {first['images'][1]} validation images of "
                 f"`{setting.data.root}`; {epochs}; seeds {', '.join(map(str, self.seeds))}; "
                 f"corruptions (made here, no published files) and attacks on "
-                f"{first.get('corrupted', first['clean'])['images']} validation images, "
+                f"{first['tested']['corrupted and attacked']} validation images, "
                 f"severities {', '.join(map(str, measure.severities)) or 'none'}. "
                 f"{versions}; {hardware['processor']}, {hardware['threads']} threads, "
                 f"GPU {hardware['gpu'] or 'none'}.",
@@ -194,16 +187,37 @@ class StudyResult:
                 "",
                 "Mean ± standard deviation over seeds; differences in points of top-1 against "
                 f"`{self.control}`, paired over seeds and images, with 95 % intervals. Intervals "
-                "of many arms and measures: one in twenty misses by chance.",
+                "of many arms and measures: one in twenty misses by chance. Epochs and seconds are "
+                "the arm's own: an arm that starts from a network had that network's training "
+                "before. Seconds depend on what else the machine did.",
                 "",
+                *self._masked(),
                 *(f"- {line}" for line in self.verdicts().splitlines()),
                 "",
-                "![Learning curves](curves.png)",
-                "",
-                "![Differences to the control](differences.png)",
-                "",
+                *(f"![{what}]({name})\n" for name, what in self.pictures.items()),
             ]
         )
+
+    @property
+    def pictures(self) -> dict[str, str]:
+        """What there is to draw: file name → what it shows."""
+        arms = self.setting.arms
+        found = {}
+        if any(arm.epochs != 0 for arm in arms.values()):
+            found["curves.png"] = "Learning curves"
+        if len(arms) > 1:
+            found["differences.png"] = "Differences to the control"
+        return found
+
+    def _masked(self) -> list[str]:
+        """A warning for each run that FGSM had no gradient to attack."""
+        return [
+            f"{run.arm}, seed {run.seed}: {attack['masked']} images had no gradient for FGSM to "
+            "follow; they count as withstood and say nothing.\n"
+            for run in self.runs.values()
+            for attack in run.figures["fgsm"]
+            if attack["masked"]
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """The study as plain data."""

@@ -16,9 +16,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
-from tcnn import checkpoint
+from tcnn import checkpoint, sources
 from tcnn.attacks import fgsm_accuracy
-from tcnn.classifier import with_new_classifier
 from tcnn.corruptions import CORRUPTIONS
 from tcnn.data import ImageSet, loader
 from tcnn.data_config import DataConfig
@@ -27,7 +26,7 @@ from tcnn.engine import fit
 from tcnn.errors import TCNNError
 from tcnn.evaluate import evaluate, evaluate_corrupted
 from tcnn.files import make_folder, write_json, write_whole
-from tcnn.finetune import heads_left
+from tcnn.finetune import for_classes, heads_left
 from tcnn.gpsa_config import GPSAConfig
 from tcnn.images import DataError, Images, take
 from tcnn.layers import gpsa_layers
@@ -100,6 +99,11 @@ class Setting:
         except (TypeError, ValueError) as error:
             raise TCNNError(f"Expected options of layers in arm {arm!r}, but: {error}") from error
 
+    def targets_of(self, arm: str) -> str | list[str] | None:
+        """What is recast in an arm."""
+        own = self.arms[arm].targets
+        return self.targets if own is None else own
+
     def epochs_before(self, share: float) -> int:
         """Epochs that a share of the whole budget is, at least one, with one left."""
         return min(max(1, round(share * self.budget)), self.budget - 1)
@@ -123,7 +127,8 @@ class Setting:
     def scratch_arm(self) -> str | None:
         """The arm that trains the CNN from scratch, whose snapshots others start from."""
         for name, arm in self.arms.items():
-            if arm.start == "scratch" and not arm.hybrid and not arm.train:
+            plain = not arm.hybrid and not arm.train and arm.epochs is None
+            if arm.start == "scratch" and plain:
                 return name
         return None
 
@@ -151,9 +156,16 @@ def read_result(folder: Path, identity: dict[str, Any]) -> RunResult | None:
     Raises:
         TCNNError: it is of another setting.
     """
+    figures = _read_figures(folder, identity)
+    if figures is None:
+        return None
+    return RunResult(figures["arm"], figures["seed"], figures, load_file(folder / _SCORES))
+
+
+def _read_figures(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     if not (folder / _RESULT).is_file():
         return None
-    figures = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
+    figures: dict[str, Any] = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
     wanted = json.loads(json.dumps(identity))
     differs = [key for key in wanted if wanted[key] != figures["identity"].get(key)]
     if differs:
@@ -163,23 +175,31 @@ def read_result(folder: Path, identity: dict[str, Any]) -> RunResult | None:
             f"differ ({key}: {str(figures['identity'].get(key))[:90]} then, "
             f"{str(wanted[key])[:90]} now): give another --out, or remove that folder."
         )
-    return RunResult(figures["arm"], figures["seed"], figures, load_file(folder / _SCORES))
+    return figures
 
 
 def identity_of(setting: Setting, arm: str, seed: int) -> dict[str, Any]:
     """What a result was made with, as plain data."""
     chosen = setting.arms[arm]
     return {
-        "model": [setting.model, setting.model_settings, setting.pretrained, setting.weights],
+        **start_identity(setting),
         "arm": asdict(chosen),
         "recipe": asdict(setting.recipe(arm, seed)),
-        "pretrain": asdict(setting.pretrain) if setting.pretrain else None,
         "budget": setting.budget if chosen.start != "pretrained" else None,
-        "targets": chosen.targets or setting.targets,
+        "targets": setting.targets_of(arm) if chosen.hybrid else None,
         "gpsa": asdict(setting.layers(arm)) if chosen.hybrid else None,
-        "data": {k: v for k, v in asdict(setting.data).items() if k != "workers"},
         "measure": asdict(setting.measure),
+    }
+
+
+def start_identity(setting: Setting) -> dict[str, Any]:
+    """What the CNN that the arms start from was made with, as plain data."""
+    return {
+        "model": [setting.model, setting.model_settings, setting.pretrained, setting.weights],
+        "pretrain": asdict(setting.pretrain) if setting.pretrain else None,
+        "data": {k: v for k, v in asdict(setting.data).items() if k != "workers"},
         "precision": setting.engine.precision,
+        "accumulate": setting.engine.accumulate,
     }
 
 
@@ -190,18 +210,17 @@ def run_arm(setting: Setting, arm: str, seed: int, say: Callable[[str], None]) -
         say("done before")
         return found
     make_folder(folder)
-    images = open_data(setting.data)
-    model = _start(setting, arm, seed, images)
+    model, images = _start(setting, arm, seed)
     chosen, recipe = setting.arms[arm], setting.recipe(arm, seed)
     before = sum(p.numel() for p in model.parameters())
     if chosen.hybrid:
         view = View.of(model, setting.data)
-        targets = chosen.targets if chosen.targets is not None else setting.targets
         torch.manual_seed(seed)  # of queries and keys
-        model = recast(model, targets, setting.layers(arm), view.input_size)
+        model = recast(model, setting.targets_of(arm), setting.layers(arm), view.input_size)
     fitted = None
     if chosen.epochs != 0:
-        fitted = _fit(setting, model, recipe, images, folder, say, _snapshots(setting, arm, folder))
+        callbacks = _snapshots(setting, arm, folder)
+        fitted = _fit(setting, model, recipe, images, folder, identity, say, callbacks)
     figures, scores = _test(setting, model, images[1])
     figures = {
         "arm": arm,
@@ -226,15 +245,18 @@ def run_arm(setting: Setting, arm: str, seed: int, say: Callable[[str], None]) -
 def pretrain(setting: Setting, seed: int, say: Callable[[str], None]) -> None:
     """Train the CNN that arms start from, unless it is there already."""
     folder = setting.pretrained_folder(seed)
-    if setting.pretrain is None or (folder / "model" / checkpoint.SETTINGS).is_file():
+    if setting.pretrain is None:
+        return
+    recipe = replace(setting.pretrain, seed=seed)
+    identity = {**start_identity(setting), "recipe": asdict(recipe)}
+    if _read_figures(folder, identity) is not None:
+        say("done before")
         return
     make_folder(folder)
-    images = open_data(setting.data)
-    model = _cnn(setting, seed, images)
-    recipe = replace(setting.pretrain, seed=seed)
-    fitted = _fit(setting, model, recipe, images, folder, say, ())
-    write_json(folder / _RESULT, {"fit": fitted, **provenance()})
+    model, images = _cnn(setting, seed)
+    fitted = _fit(setting, model, recipe, images, folder, identity, say, ())
     checkpoint.save(model, folder / "model", classes=images[0].classes)
+    write_json(folder / _RESULT, {"fit": fitted, "identity": identity, **provenance()})
 
 
 def _fit(
@@ -243,6 +265,7 @@ def _fit(
     recipe: TrainConfig,
     images: tuple[Images, Images],
     folder: Path,
+    identity: dict[str, Any],
     say: Callable[[str], None],
     callbacks: tuple[lightning.Callback, ...],
 ) -> dict[str, Any]:
@@ -256,42 +279,50 @@ def _fit(
         engine,
         out=folder,
         resume=True,
-        identity={"layers": {n: asdict(x.config) for n, x in gpsa_layers(model).items()}},
+        identity={"study": identity},
         progress=say,
         callbacks=callbacks,
     )
     return result.to_json()
 
 
-def _start(setting: Setting, arm: str, seed: int, images: tuple[Images, Images]) -> nn.Module:
-    """The CNN that an arm starts from."""
+def _start(setting: Setting, arm: str, seed: int) -> tuple[nn.Module, tuple[Images, Images]]:
+    """The CNN that an arm starts from, and the images, of its classes."""
     start = setting.arms[arm].start
-    if start == "scratch":
-        return _cnn(setting, seed, images)
+    if start == "scratch" or (start == "pretrained" and setting.pretrain is None):
+        return _cnn(setting, seed)
     if start == "pretrained":
-        if setting.pretrain is None:
-            return _cnn(setting, seed, images)
-        return checkpoint.load(setting.pretrained_folder(seed) / "model")
-    whole = setting.scratch_arm()
-    assert whole is not None and isinstance(start, float)  # `study` has seen to it
-    epoch = setting.epochs_before(start)
-    return checkpoint.load(setting.folder(whole, seed) / "snapshots" / f"epoch{epoch}")
+        folder = setting.pretrained_folder(seed) / "model"
+    else:
+        whole = setting.scratch_arm()
+        assert whole is not None and isinstance(start, float)  # `study` has seen to it
+        snapshots = setting.folder(whole, seed) / "snapshots"
+        folder = snapshots / f"epoch{setting.epochs_before(start)}"
+        if not folder.is_dir():
+            raise TCNNError(
+                f"Expected arm {whole!r} to have kept the network of arm {arm!r}'s start, but it "
+                f"was done before that was asked for: remove {str(setting.folder(whole, seed))!r}, "
+                "and it is trained again."
+            )
+    model = checkpoint.load(folder)
+    return model, open_data(setting.data, sources.origin(model).classes)
 
 
-def _cnn(setting: Setting, seed: int, images: tuple[Images, Images]) -> nn.Module:
-    """The CNN as it comes: random weights where the study trains it."""
+def _cnn(setting: Setting, seed: int) -> tuple[nn.Module, tuple[Images, Images]]:
+    """The CNN as it comes, with random weights where the study trains it; and the images."""
     torch.manual_seed(seed)
-    trained = setting.pretrain is None
-    model = load_model(
-        setting.model,
-        setting.pretrained and trained,
-        weights=setting.weights if trained else None,
-        **setting.model_settings,
+    model = build_cnn(setting)
+    images = open_data(setting.data, sources.origin(model).classes)
+    view = View.of(model, setting.data)
+    model, _ = for_classes(model, len(images[0].classes), view, False, seed)
+    return model, images
+
+
+def build_cnn(setting: Setting) -> nn.Module:
+    """The CNN of a study, as it is given."""
+    return load_model(
+        setting.model, setting.pretrained, weights=setting.weights, **setting.model_settings
     )
-    outputs = getattr(model, "num_classes", None)
-    if outputs is not None and outputs != len(images[0].classes):
-        model, _ = with_new_classifier(model, len(images[0].classes))
-    return model
 
 
 def _snapshots(setting: Setting, arm: str, folder: Path) -> tuple[lightning.Callback, ...]:
@@ -324,23 +355,24 @@ def _test(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
     """Clean accuracy on all validation images; corrupted and attacked on some of them."""
     measure, view = setting.measure, View.of(model, setting.data)
-    some = take(images, measure.images, seed=0)
+    on_gpu = setting.engine.accelerator != "cpu" and torch.cuda.is_available()
+    model.to("cuda" if on_gpu else "cpu")
     clean = evaluate(model, loader(as_set(images, view), measure.batch_size, view))
     figures: dict[str, Any] = {"clean": clean.to_json()}
     scores: dict[str, Tensor] = {"clean": clean.correct}
-    pixels = as_set(some, view)
+    pixels = as_set(take(images, measure.images, seed=0), view)
     if measure.severities:
         corrupted = evaluate_corrupted(
             model,
             pixels,
             0,
-            corruptions=measure.corruptions or CORRUPTIONS,
+            corruptions=CORRUPTIONS if measure.corruptions is None else measure.corruptions,
             severities=measure.severities,
             batch_size=measure.batch_size,
             view=view,
         )
         figures["corrupted"] = {
-            "images": len(some),
+            "images": len(pixels),
             "top1": corrupted.top1,
             "by_corruption": corrupted.by_corruption(),
             "source": corrupted.source,
@@ -356,6 +388,8 @@ def _test(
         )
         figures["fgsm"].append({"grey_levels": size, **attacked.to_json()})
         scores[f"fgsm {size:g}"] = attacked.correct
+    figures["tested"] = {"clean": clean.images, "corrupted and attacked": len(pixels)}
+    model.cpu()
     return figures, {name: score.numpy() for name, score in scores.items()}
 
 

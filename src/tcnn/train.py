@@ -45,7 +45,7 @@ class FinetuneTask(lightning.LightningModule):
 
     def __init__(self, model: nn.Module, config: TrainConfig, *, steps: int | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model = model.train()
         self.config = config
         self.steps = steps
         # Kept out of the modules, so that no checkpoint holds it.
@@ -77,6 +77,11 @@ class FinetuneTask(lightning.LightningModule):
             images, targets = self._mixed(images, labels)
             smoothing = 0.0  # Mixup's targets are smoothed already
         logits = self(images)
+        if not isinstance(logits, Tensor):
+            raise TCNNError(
+                f"Expected {type(self.model).__name__} to give scores alone in training, but got "
+                f"{type(logits).__name__}: build it without auxiliary outputs (aux_logits: false)."
+            )
         loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
         if self._teacher:
             loss = self._distilled(loss, logits, images)
@@ -112,10 +117,13 @@ class FinetuneTask(lightning.LightningModule):
 
     def _distilled(self, loss: Tensor, logits: Tensor, images: Tensor) -> Tensor:
         share, temperature = self.config.distill, self.config.distill_temperature
-        self._teacher[0].to(images.device)
+        self._teacher[0].to(images.device, images.dtype)
         with torch.no_grad():
-            wanted = (self._teacher[0](images) / temperature).log_softmax(dim=1)
-        found = (logits / temperature).log_softmax(dim=1)
+            wanted = self._teacher[0](images)
+        wanted, found = (
+            (z.to(torch.promote_types(z.dtype, torch.float32)) / temperature).log_softmax(dim=1)
+            for z in (wanted, logits)
+        )
         divergence = F.kl_div(found, wanted, reduction="batchmean", log_target=True)
         return (1 - share) * loss + share * temperature**2 * divergence
 
@@ -187,7 +195,14 @@ class FinetuneTask(lightning.LightningModule):
 def output_width(model: nn.Module, images: Tensor) -> int:
     """K, the number of a network's class scores, measured on images (B, C, H, W)."""
     with undisturbed(model):
-        return int(model(images).shape[1])
+        scores = model(images)
+    if not isinstance(scores, Tensor) or scores.dim() != 2:
+        raise TCNNError(
+            f"Expected {type(model).__name__} to give class scores (B, K), but got "
+            f"{tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__}: wrap "
+            "it in a module that returns the scores alone."
+        )
+    return int(scores.shape[1])
 
 
 def learning_rate_factor(step: int, steps: int, warmup: int, floor: float = 0.0) -> float:

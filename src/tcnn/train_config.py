@@ -125,7 +125,8 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """What a training runs on; but for rounding it does not change what comes out.
+    """What a training runs on. It changes what comes out only by rounding, by whose images plain
+    batch normalisation sees together, and by what Mixup and dropout draw in each process.
 
     Raises:
         ValueError: an option is outside its range; the message names it.

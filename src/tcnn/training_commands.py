@@ -49,13 +49,17 @@ def finetune_network(
             number differs and the network has no class list.
         resume: Go on with the run in the folder of --out; begin one where there is none.
     """
+    import torch
+
     from tcnn import finetune, progress, surgery
     from tcnn.keeping import Stopped, is_first_process
     from tcnn.layers import gpsa_layers
     from tcnn.view import View
 
-    say = progress.say if is_first_process() else _nothing
+    first = is_first_process(engine.processes)
+    say = progress.say if first else _nothing
     folder = folder_of(out)
+    torch.manual_seed(train.seed)  # of random weights, and of queries and keys
     network = network_of(model, pretrained, weights, model_settings)
     if recast and not gpsa_layers(network):
         size = View.of(network, data).input_size
@@ -70,12 +74,21 @@ def finetune_network(
             engine,
             new_head=new_head,
             resume=resume,
+            start={
+                "model": model,
+                "pretrained": pretrained,
+                "weights": weights,
+                "model_settings": model_settings,
+                "recast": recast,
+                "targets": targets,
+                "new_head": new_head,
+            },
             echo=say,
             bar=sys.stderr.isatty(),
         )
     except Stopped as stopped:
-        if is_first_process():
-            print(f"tcnn finetune: {stopped}", file=sys.stderr)
+        if first:
+            print(f"tcnn finetune: {stopped}: go on with --resume", file=sys.stderr)
         return 128 + stopped.number
     say(finetune.closing(result))
     return 0
@@ -155,10 +168,9 @@ def run_study(
     try:
         result = study(setting, seeds, control, jobs=jobs, echo=echo, command=command)
     except Stopped as stopped:
-        print(f"tcnn study: {stopped}", file=sys.stderr)
+        print(f"tcnn study: {stopped}: it goes on when it is asked for again", file=sys.stderr)
         return 128 + stopped.number
     echo(f"\n{result.table()}\n\n{result.verdicts()}\n")
-    echo(
-        f"Wrote {out}: study.md, study.json, curves.png, differences.png, and the networks in arms."
-    )
+    names = ", ".join(["study.md", "study.json", *result.pictures])
+    echo(f"Wrote {out}: {names}, and the networks in arms.")
     return 0
