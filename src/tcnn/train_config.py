@@ -44,8 +44,9 @@ class TrainConfig:
     layer_decay: float = 1.0
     """Factor on the learning rate from each layer to the one before it, as timm groups them."""
 
-    gate_lr_scale: float = 1.0
-    """Learning rate of the gates and temperatures, in units of `lr`; 0 holds them as they are."""
+    gate_lr_scale: float = 20.0
+    """Learning rate of the gates and temperatures, in units of `lr`; at 1 they hardly move, 0 holds
+    them as they are."""
 
     position_lr_scale: float = 1.0
     """Learning rate of learned positions, in units of `lr`."""
