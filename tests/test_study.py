@@ -132,6 +132,7 @@ def test_what_a_study_writes(done: tuple[Path, dict[str, Any]]) -> None:
         "study.md",
     }
     assert list(content["arms"]) == list(RECIPE["arms"])
+    assert list(content["arms"]["control"]) == ["clean", "corrupted", "fgsm 2"]
     page = (out / "study.md").read_text()
     assert page.count("\n| ") == 2 + len(RECIPE["arms"])
     assert "paired over seeds" in page and "no published files" in page

@@ -95,8 +95,9 @@ class StudyResult:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """Names of what was measured."""
-        return tuple(next(iter(self.runs.values())).scores)
+        """Names of what was measured: clean, corrupted, then the attacks."""
+        names = next(iter(self.runs.values())).scores
+        return tuple(sorted(names, key=lambda name: (name != "clean", name != "corrupted", name)))
 
     def scores(self, arm: str, measure: str) -> np.ndarray[Any, Any]:
         """Scores of an arm, (seeds, images)."""
