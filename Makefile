@@ -30,6 +30,8 @@ zoo: .venv/.dev  ## every family of timm and torchvision, into docs/zoo.md
 
 benchmark: .venv/.dev  ## speed beside the CNN, and what each gate costs, into benchmarks/results
 	$(BIN)/python benchmarks/recast.py --json benchmarks/results/recast_resnet50.json
+	$(BIN)/python benchmarks/recast.py --model tcnn.networks:cifar_resnet20 --size 32 --batch 128 \
+	  --runs 9 --bf16 --json benchmarks/results/recast_cifar_resnet20.json
 	$(BIN)/python benchmarks/gates.py --json benchmarks/results/gates.json
 
 clean:  ## remove .venv and what the tools leave

@@ -22,12 +22,12 @@ from torch import nn
 
 import tcnn
 from tcnn.data import Splits, digits, loader, split
-from tcnn.demo import DemoConfig
+from tcnn.demo import DemoConfig, train
+from tcnn.engine import reproducible
 from tcnn.evaluate import evaluate
 from tcnn.layers import gpsa_layers
 from tcnn.provenance import provenance
 from tcnn.tables import text_table
-from tcnn.train import fit, reproducible
 
 GATES = {
     "linear": tcnn.GPSAConfig(),
@@ -50,15 +50,11 @@ def gate_gradient(hybrid: nn.Module, parts: Splits) -> float:
 
 def one(cnn: nn.Module, gate: str, parts: Splits, config: DemoConfig, seed: int) -> dict[str, Any]:
     """A hybrid with one kind of gate, before and after fine-tuning."""
-    recipe = replace(config.finetune, seed=seed)
     with reproducible(seed):
         hybrid = tcnn.recast(cnn, config=GATES[gate], input_size=(1, config.size, config.size))
         report = tcnn.check_equivalence(cnn, hybrid, parts.test.tensors()[0])
         gradient = gate_gradient(hybrid, parts)
-    train = loader(
-        parts.train, recipe.batch_size, shuffle_seed=seed + 1, max_shift=config.max_shift
-    )
-    fit(hybrid, train, loader(parts.validation, 256), recipe)
+    train(hybrid, parts, config.finetune, seed + 1)
     shares = torch.cat([layer.content_share.detach() for layer in gpsa_layers(hybrid).values()])
     return {
         "gate": gate,
@@ -90,10 +86,7 @@ def main() -> None:
                 in_channels=1,
                 widths=config.widths,
             )
-        train = loader(
-            parts.train, config.cnn.batch_size, shuffle_seed=seed, max_shift=config.max_shift
-        )
-        fit(cnn, train, loader(parts.validation, 256), replace(config.cnn, seed=seed))
+        train(cnn, parts, config.cnn, seed)
         for gate in GATES:
             runs.append(one(cnn, gate, parts, config, seed))
             print(f"seed {seed}, {gate}: top-1 {runs[-1]['top1']:.1%}", flush=True)

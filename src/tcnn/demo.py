@@ -98,6 +98,36 @@ def run(
     return result
 
 
+def train(
+    model: nn.Module,
+    parts: Splits,
+    recipe: TrainConfig,
+    seed: int,
+    progress: Callable[[str], None] | None = None,
+) -> FitResult:
+    """Train a network on digits, reproducibly; batches follow from `seed` alone.
+
+    Args:
+        model: for one channel and pixels in [0, 1]; trained in place.
+        parts: the digits.
+        recipe: but for its seed.
+        seed: of everything random.
+        progress: called with one line for each epoch.
+    """
+    # A digit is no longer itself in a mirror.
+    data = DataConfig(crop="pad", hflip=0, mean=(0.0,), std=(1.0,), workers=0)
+    height, width = parts.train.images.shape[1:3]
+    view = View.of(model, replace(data, input_size=(1, height, width)))
+    images = [ArrayImages(part, "digit") for part in (parts.train, parts.validation)]
+    return fit(
+        model,
+        ImageData(images[0], images[1], view, data, recipe.batch_size, seed),
+        replace(recipe, seed=seed),
+        EngineConfig(accelerator="cpu", deterministic=True),
+        progress=progress,
+    )
+
+
 class _Demo:
     """One run, part by part."""
 
@@ -156,17 +186,8 @@ class _Demo:
 
     def _fit(self, name: str, model: nn.Module, recipe: TrainConfig, seed: int) -> FitResult:
         """Train; both arms see the same batches, which follow from `seed`."""
-        # A digit is no longer itself in a mirror.
-        data = DataConfig(crop="pad", hflip=0, mean=(0.0,), std=(1.0,), workers=0)
-        view = View.of(model, replace(data, input_size=(1, self.config.size, self.config.size)))
-        parts = {"train": self.splits.train, "val": self.splits.validation}
-        images = [ArrayImages(part, f"{name} digit") for name, part in parts.items()]
-        result = fit(
-            model,
-            ImageData(images[0], images[1], view, data, recipe.batch_size, seed),
-            replace(recipe, seed=seed),
-            EngineConfig(accelerator="cpu", deterministic=True),
-            progress=lambda line: self.echo(f"    {line}"),
+        result = train(
+            model, self.splits, recipe, seed, progress=lambda line: self.echo(f"    {line}")
         )
         self.seconds[f"train {name}"] = result.seconds
         return result
