@@ -8,11 +8,8 @@ what one sees.
 
 from __future__ import annotations
 
-import random
-import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -20,18 +17,15 @@ import lightning
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from tcnn.data import ArrayImages, digits, split
 from tcnn.data_config import DataConfig
 from tcnn.datasets import open_images
 from tcnn.decoding import UnreadableImage
 from tcnn.images import DataError, Images, hold_out, take
+from tcnn.reading import PADDING, Pictures, batch_of, reader_options
 from tcnn.view import View
-
-Unread = tuple[str, str]  # name of an image, and why it cannot be read
-_PADDING = -1  # where an image should be, in the last batch of validation
 
 
 def open_data(config: DataConfig, classes: Sequence[str] | None = None) -> tuple[Images, Images]:
@@ -64,49 +58,6 @@ def open_data(config: DataConfig, classes: Sequence[str] | None = None) -> tuple
     elif config.root != "digits":
         val = open_images(config.root, config.val, train.classes)
     return take(train, config.max_train, seed=0), take(val, config.max_val, seed=0)
-
-
-class _Pictures(Dataset[Any]):
-    """Images transformed; its items are asked for by (epoch, index)."""
-
-    def __init__(self, images: Images, view: View, config: DataConfig, seed: int | None) -> None:
-        self.images, self.view, self.seed = images, view, seed
-        self.transform = view.transform(None if seed is None else config)
-        # In training the next image takes the place of one that cannot be read.
-        self.tries = 1 if seed is None or config.unreadable == "fail" else len(images)
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, list[Unread]]:
-        """An image, its label, and what could not be read; a label of -1 for no image."""
-        epoch, index = key
-        unread: list[Unread] = []
-        for tried in range(0 if index == _PADDING else self.tries):
-            at = (index + tried) % len(self.images)
-            try:
-                with warnings.catch_warnings(action="ignore"), _randomness(self.seed, epoch, at):
-                    picture = self.view.channels(self.images.read(at))
-                    return self.transform(picture), int(self.images.labels[at]), unread
-            except UnreadableImage as error:
-                unread.append((error.name, error.reason))
-        return torch.zeros(self.view.input_size), _PADDING, unread
-
-
-@contextmanager
-def _randomness(seed: int | None, epoch: int, index: int) -> Iterator[None]:
-    """Random numbers of Python, NumPy and PyTorch's CPU for one image alone."""
-    if seed is None:
-        yield
-        return
-    state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    seeds = np.random.SeedSequence([seed, epoch, index]).generate_state(3)
-    random.seed(int(seeds[0]))
-    np.random.seed(seeds[1])
-    torch.default_generator.manual_seed(int(seeds[2]))
-    try:
-        yield
-    finally:
-        random.setstate(state[0])
-        np.random.set_state(state[1])
-        torch.set_rng_state(state[2])
 
 
 class _Order(Sampler[list[tuple[int, int]]]):
@@ -207,7 +158,7 @@ class ImageData(lightning.LightningDataModule):
         world, rank, _ = self._place()
         part = max(1, self.batch_size // (world * self.accumulate))
         count = len(self.images["val"])
-        order = np.full(-(-count // (world * part)) * world * part, _PADDING)
+        order = np.full(-(-count // (world * part)) * world * part, PADDING)
         order[:count] = np.arange(count)
         return self._loader("val", _Order(order.reshape(-1, world)[:, rank], 0, part, 0), None)
 
@@ -218,7 +169,7 @@ class ImageData(lightning.LightningDataModule):
             name, reason = unread[0]
             if self.config.unreadable == "fail":
                 raise UnreadableImage(name, reason)
-            if self.trainer is not None and self.trainer.training and (labels == _PADDING).any():
+            if self.trainer is not None and self.trainer.training and (labels == PADDING).any():
                 raise DataError(
                     "Expected training images that can be read, but not one can; the first is "
                     f"{name!r}: {reason}."
@@ -233,19 +184,14 @@ class ImageData(lightning.LightningDataModule):
         return trainer.world_size, trainer.global_rank, trainer.current_epoch
 
     def _loader(self, split: str, order: _Order, seed: int | None) -> DataLoader[Any]:
-        pictures = _Pictures(self.images[split], self.view, self.config, seed)
+        pictures = Pictures(self.images[split], self.view, self.config, seed)
         return DataLoader(
             pictures,
             batch_sampler=order,
-            num_workers=self.config.workers,
-            collate_fn=_batch,
+            collate_fn=batch_of,
             pin_memory=torch.cuda.is_available(),
+            **reader_options(self.config.workers),
         )
-
-
-def _batch(items: list[tuple[Tensor, int, list[Unread]]]) -> tuple[Tensor, Tensor, list[Unread]]:
-    images, labels, unread = zip(*items, strict=True)
-    return torch.stack(images), torch.tensor(labels), [line for lines in unread for line in lines]
 
 
 def _some(count: int) -> list[int]:
