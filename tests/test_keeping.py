@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from tcnn import TCNNError, keeping
-from tcnn.keeping import Stopped, TrainingError, check_space, clear_leftovers, read_place
+from tcnn.files import clear_leftovers
+from tcnn.keeping import Stopped, TrainingError, check_space, read_place
 from tcnn.train_config import TrainConfig
 from training import QUIET, At, batches, cnn, trained
 

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import nn
 
 from tcnn.distributed import synchronized_batch_norm
-from tcnn.files import make_folder
+from tcnn.files import clear_leftovers, make_folder
 from tcnn.keeping import (
     CHECKPOINT,
     AtomicCheckpointIO,
@@ -33,7 +33,6 @@ from tcnn.keeping import (
     TrainingError,
     at,
     check_space,
-    clear_leftovers,
     is_first_process,
     read_checkpoint,
     read_place,

@@ -1,8 +1,9 @@
-"""A network and labelled images to a result: top-1 and loss, clean and under corruption."""
+"""A network's answers to labelled images, and the figures that follow from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,39 +12,78 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tcnn import metrics
-from tcnn.corruptions import CORRUPTIONS, SEVERITIES, corrupt_all
-from tcnn.data import ImageSet, loader
 from tcnn.running import eval_mode
-from tcnn.tables import text_table
-from tcnn.view import View
+from tcnn.tables import csv_text, text_table
+
+_TOP = 5
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """How a network did on one set of images.
+    """What a network answered to each image of a set; every figure follows from these.
 
     Attributes:
-        images: number of images.
-        top1: share of them whose highest score is the label's.
-        loss: mean cross-entropy.
-        correct: which of them, (N,) of bool, in their order.
+        index: places of the images in their set, (N,), rising.
+        labels: their classes, (N,).
+        predicted: the output with the highest score, (N,).
+        confidence: its softmax probability, (N,).
+        losses: cross-entropy, (N,); NaN for an image with several right answers.
+        correct: whether the prediction is right, (N,) of bool.
+        in_top5: whether a right class is among the five highest scores, (N,) of bool.
     """
 
-    images: int
-    top1: float
-    loss: float
-    correct: Tensor = field(repr=False, compare=False)
+    index: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    predicted: Tensor = field(repr=False)
+    confidence: Tensor = field(repr=False)
+    losses: Tensor = field(repr=False)
+    correct: Tensor = field(repr=False)
+    in_top5: Tensor = field(repr=False)
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @property
+    def top1(self) -> float:
+        """Share of the images whose highest score is a right class's."""
+        return self.correct.double().mean().item()
 
     @property
     def top1_error(self) -> float:
         """Standard error of `top1` for a sample of so many images."""
         return metrics.standard_error(self.correct).item()
 
+    @property
+    def top5(self) -> float:
+        """Share of the images with a right class among the five highest scores."""
+        return self.in_top5.double().mean().item()
+
+    @property
+    def loss(self) -> float:
+        """Mean cross-entropy; NaN where images have several right answers."""
+        return self.losses.double().mean().item()
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error over 15 bins."""
+        return metrics.expected_calibration_error(self.confidence, self.correct).item()
+
     def table(self) -> str:
         """One line of figures."""
         return text_table(
-            ("images", "top-1 %", "± %", "loss"),
-            [(self.images, f"{self.top1:.2%}", f"{self.top1_error:.2%}", self.loss)],
+            ("images", "top-1 %", "± %", "top-5 %", "loss", "calibration error %"),
+            [
+                (
+                    self.images,
+                    f"{self.top1:.2%}",
+                    f"{self.top1_error:.2%}",
+                    f"{self.top5:.2%}",
+                    self.loss,
+                    f"{self.ece:.2%}",
+                )
+            ],
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -52,97 +92,88 @@ class EvaluationResult:
             "images": self.images,
             "top1": self.top1,
             "top1_standard_error": self.top1_error,
-            "loss": self.loss,
+            "top5": self.top5,
+            "loss": None if self.losses.isnan().any() else self.loss,
+            "expected_calibration_error": self.ece,
         }
 
-
-@dataclass(frozen=True)
-class CorruptionResult:
-    """How a network did on one corruption of a set at one severity."""
-
-    corruption: str
-    severity: int
-    result: EvaluationResult
-
-
-@dataclass(frozen=True)
-class RobustnessResult:
-    """How a network did on a set of images, clean and under every corruption and severity.
-
-    Attributes:
-        clean: the images as they are.
-        corrupted: one entry for each corruption and severity, grouped by corruption.
-        source: "generated": the corrupted images were made here, they are no published files.
-    """
-
-    clean: EvaluationResult
-    corrupted: tuple[CorruptionResult, ...]
-    source: str = "generated"
-
-    @property
-    def corruptions(self) -> tuple[str, ...]:
-        """The corruptions, in order."""
-        return tuple(dict.fromkeys(row.corruption for row in self.corrupted))
-
-    @property
-    def errors(self) -> Tensor:
-        """Error rates, (corruptions, severities), as `metrics.corruption_error` takes them."""
-        rates = torch.tensor([1 - row.result.top1 for row in self.corrupted], dtype=torch.float64)
-        return rates.view(len(self.corruptions), -1)
-
-    @property
-    def top1(self) -> float:
-        """Mean top-1 over all corruptions and severities."""
-        return self.scores().mean().item()
-
-    def scores(self, corruption: str | None = None) -> Tensor:
-        """Share of the corrupted versions of each image that were classified rightly, (N,).
-
-        The versions of one image are not independent of each other, so it is over images, with
-        these scores, that standard errors are taken.
-
-        Args:
-            corruption: its versions alone; None takes all.
-        """
-        rows = [row for row in self.corrupted if corruption in (None, row.corruption)]
-        return torch.stack([row.result.correct for row in rows]).double().mean(dim=0)
-
-    def by_corruption(self) -> dict[str, float]:
-        """Top-1 of each corruption, the mean over its severities."""
-        return {name: self.scores(name).mean().item() for name in self.corruptions}
-
-    def table(self) -> str:
-        """Top-1 in per cent by corruption and severity."""
-        severities = list(dict.fromkeys(row.severity for row in self.corrupted))
-        rows = [
-            (name, *(round(100 - 100 * e, 1) for e in errors), round(100 * mean, 1))
-            for (name, mean), errors in zip(
-                self.by_corruption().items(), self.errors.tolist(), strict=True
+    def by_class(self, classes: Sequence[str]) -> list[tuple[str, int, float, float, float]]:
+        """Name, images, top-1, top-5 and mean confidence of each class that has images."""
+        rows = []
+        for label in self.labels.unique().tolist():
+            own = self.labels == label
+            means = (
+                values[own].double().mean().item()
+                for values in (self.correct, self.in_top5, self.confidence)
             )
-        ]
-        headers = ("top-1 %", *(f"severity {s}" for s in severities), "mean")
-        return "\n".join(
-            [
-                text_table(headers, rows),
-                "",
-                f"top-1 on {self.clean.images} images: clean {self.clean.top1:.2%}, "
-                f"{self.source} corruptions {self.top1:.2%}.",
-            ]
-        )
+            top1, top5, confidence = means
+            rows.append((classes[label], int(own.sum()), top1, top5, confidence))
+        return rows
 
-    def to_json(self) -> dict[str, Any]:
-        """The figures as plain data."""
-        return {
-            "clean": self.clean.to_json(),
-            "corruptions": self.source,
-            "corrupted_top1": self.top1,
-            "corrupted_top1_standard_error": metrics.standard_error(self.scores()).item(),
-            "by_corruption": self.by_corruption(),
-            "corrupted": [
-                {"corruption": r.corruption, "severity": r.severity, **r.result.to_json()}
-                for r in self.corrupted
-            ],
-        }
+    def confusions(self, classes: Sequence[str]) -> list[tuple[str, str, int, float]]:
+        """Class, the other class that it was taken for, how often, and in which share of its
+        images; the most frequent first."""
+        wrong = ~self.correct
+        pairs = Counter(
+            zip(self.labels[wrong].tolist(), self.predicted[wrong].tolist(), strict=True)
+        )
+        totals = Counter(self.labels.tolist())
+        return [
+            (classes[label], classes[other], count, count / totals[label])
+            for (label, other), count in sorted(pairs.items(), key=lambda pair: (-pair[1], pair[0]))
+        ]
+
+    def by_class_csv(self, classes: Sequence[str]) -> str:
+        """`by_class` as CSV."""
+        return csv_text(("class", "images", "top1", "top5", "confidence"), self.by_class(classes))
+
+    def confusions_csv(self, classes: Sequence[str]) -> str:
+        """`confusions` as CSV."""
+        return csv_text(("class", "taken_for", "images", "share"), self.confusions(classes))
+
+
+def answers(
+    logits: Tensor,
+    index: Tensor,
+    labels: Tensor,
+    accepted: Sequence[Collection[int]] | None = None,
+) -> EvaluationResult:
+    """What a batch of scores answers.
+
+    Args:
+        logits: (B, K).
+        index, labels: of the images, (B,).
+        accepted: for each image all the right classes; None is the label alone.
+    """
+    logits = logits.float().cpu()
+    highest = logits.topk(min(_TOP, logits.shape[1]), dim=1).indices
+    predicted = logits.argmax(dim=1)
+    if accepted is None:
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        right = torch.zeros_like(logits, dtype=torch.bool)
+        right[torch.arange(len(labels)), labels] = True
+    else:
+        losses = torch.full((len(labels),), float("nan"))
+        right = torch.zeros_like(logits, dtype=torch.bool)
+        for row, several in zip(right, accepted, strict=True):
+            row[list(several)] = True
+    return EvaluationResult(
+        index=index,
+        labels=labels,
+        predicted=predicted,
+        confidence=logits.softmax(dim=1).amax(dim=1),
+        losses=losses,
+        correct=right.gather(1, predicted[:, None])[:, 0],
+        in_top5=right.gather(1, highest).any(dim=1),
+    )
+
+
+def joined(parts: Sequence[EvaluationResult]) -> EvaluationResult:
+    """Several batches as one result, in the order of the images' places."""
+    names = EvaluationResult.__dataclass_fields__
+    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    order = columns["index"].argsort()
+    return EvaluationResult(**{name: column[order] for name, column in columns.items()})
 
 
 def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> EvaluationResult:
@@ -156,54 +187,12 @@ def evaluate(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Eval
         ValueError: there is no image.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    hits, losses = [], []
+    parts, seen = [], 0
     with eval_mode(model), torch.no_grad():
         for images, labels in batches:
-            logits = model(images.to(device)).float().cpu()
-            hits.append(metrics.correct(logits, labels))
-            losses.append(F.cross_entropy(logits, labels, reduction="none"))
-    if not sum(map(len, hits)):
+            index = torch.arange(seen, seen + len(labels))
+            parts.append(answers(model(images.to(device)), index, labels))
+            seen += len(labels)
+    if not seen:
         raise ValueError("Expected images to evaluate on, but `batches` holds none.")
-    correct = torch.cat(hits)
-    return EvaluationResult(
-        images=len(correct),
-        top1=correct.double().mean().item(),
-        loss=torch.cat(losses).double().mean().item(),
-        correct=correct,
-    )
-
-
-def evaluate_corrupted(
-    model: nn.Module,
-    images: ImageSet,
-    seed: int,
-    *,
-    corruptions: Sequence[str] = CORRUPTIONS,
-    severities: Sequence[int] = SEVERITIES,
-    batch_size: int = 256,
-    view: View | None = None,
-    progress: Callable[[str], None] | None = None,
-) -> RobustnessResult:
-    """Run a network on images as they are and under every corruption and severity.
-
-    Args:
-        model: as in `evaluate`.
-        images: the images; corrupted as uint8, before anything else is done to them.
-        seed: fixes the corruptions' randomness: two networks see the same corrupted images.
-        corruptions, severities: which of them.
-        batch_size: images in a batch.
-        view: how the network takes them; None is pixels in [0, 1].
-        progress: called with one line for each corruption.
-    """
-    clean = evaluate(model, loader(images, batch_size, view))
-    rows = []
-    for name in corruptions:
-        for severity in severities:
-            pixels = corrupt_all(images.images, name, severity, seed)
-            corrupted = ImageSet(pixels, images.labels, images.classes)
-            result = evaluate(model, loader(corrupted, batch_size, view))
-            rows.append(CorruptionResult(name, severity, result))
-        if progress:
-            mean = sum(row.result.top1 for row in rows[-len(severities) :]) / len(severities)
-            progress(f"{name}: top-1 {mean:.1%}")
-    return RobustnessResult(clean, tuple(rows))
+    return joined(parts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -53,3 +54,10 @@ def make_folder(folder: Path) -> None:
             f"Expected a folder that can be written to, but {str(folder)!r} says: "
             f"{error.strerror}. Give another folder."
         ) from error
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what writes that were cut short left in a folder, by `write_whole` or by `save`."""
+    for name in (".writing-*", ".saving-*"):
+        for leftover in folder.glob(name):
+            shutil.rmtree(leftover, ignore_errors=True)

@@ -22,8 +22,8 @@ from tcnn.classifier import with_new_classifier
 from tcnn.data_config import DataConfig
 from tcnn.engine import fit
 from tcnn.errors import TCNNError
-from tcnn.files import make_folder, write_json, write_text, write_whole
-from tcnn.keeping import CHECKPOINT, clear_leftovers, is_first_process
+from tcnn.files import clear_leftovers, make_folder, write_json, write_text, write_whole
+from tcnn.keeping import CHECKPOINT, is_first_process
 from tcnn.layers import gpsa_layers
 from tcnn.loaders import ImageData, open_data
 from tcnn.provenance import provenance

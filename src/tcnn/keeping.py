@@ -146,13 +146,6 @@ def check_space(folder: Path, model: nn.Module, config: TrainConfig) -> None:
         )
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Remove what writes that were cut short left in a folder, by `write_whole` or by `save`."""
-    for name in (".writing-*", ".saving-*"):
-        for leftover in folder.glob(name):
-            shutil.rmtree(leftover, ignore_errors=True)
-
-
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Checkpoints that are whole or not there, read without running code."""
 

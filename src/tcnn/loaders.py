@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from tcnn.data import ArrayImages, digits, split
-from tcnn.data_config import DataConfig
+from tcnn.data_config import DataConfig, ImagesConfig
 from tcnn.datasets import open_images
 from tcnn.decoding import UnreadableImage
 from tcnn.images import DataError, Images, hold_out, take
@@ -38,16 +38,7 @@ def open_data(config: DataConfig, classes: Sequence[str] | None = None) -> tuple
     Raises:
         DataError: as from `open_images`, or more are held out than there are.
     """
-    train: Images
-    val: Images
-    if config.root == "digits":
-        parts = split(digits(), seed=0)
-        sets = {"train": parts.train, "val": parts.test}
-        train, val = (ArrayImages(images, f"digits {name}") for name, images in sets.items())
-        if classes is not None and tuple(classes) != train.classes:
-            raise DataError(f"Expected a model of the ten digits, but it was saved with {classes}.")
-    else:
-        train = open_images(config.root, config.train, classes)
+    train = _part(config, "train", classes)
     if config.holdout:
         if config.holdout >= len(train):
             raise DataError(
@@ -55,9 +46,33 @@ def open_data(config: DataConfig, classes: Sequence[str] | None = None) -> tuple
                 f"{config.holdout}."
             )
         train, val = hold_out(train, config.holdout, seed=0)
-    elif config.root != "digits":
-        val = open_images(config.root, config.val, train.classes)
+    else:
+        val = _part(config, "val", train.classes)
     return take(train, config.max_train, seed=0), take(val, config.max_val, seed=0)
+
+
+def open_validation(config: ImagesConfig, classes: Sequence[str] | None = None) -> Images:
+    """The validation images that a configuration names.
+
+    Args:
+        config: where they are, and how many to take.
+        classes: those that a model was saved with; None takes the set's own.
+
+    Raises:
+        DataError: as from `open_images`.
+    """
+    return take(_part(config, "val", classes), config.max_val, seed=0)
+
+
+def _part(config: ImagesConfig, part: str, classes: Sequence[str] | None) -> Images:
+    """All images of "train" or "val"."""
+    if config.root != "digits":
+        return open_images(config.root, getattr(config, part), classes)
+    parts = split(digits(), seed=0)
+    images = ArrayImages(parts.train if part == "train" else parts.test, f"digits {part}")
+    if classes is not None and tuple(classes) != images.classes:
+        raise DataError(f"Expected a model of the ten digits, but it was saved with {classes}.")
+    return images
 
 
 class _Order(Sampler[list[tuple[int, int]]]):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tcnn.data_config import DataConfig
+from tcnn.data_config import DataConfig, ImagesConfig
 from tcnn.errors import TCNNError
 
 
@@ -46,12 +45,12 @@ class View:
                 )
 
     @classmethod
-    def of(cls, model: nn.Module, config: DataConfig | None = None) -> View:
+    def of(cls, model: nn.Module, config: ImagesConfig | None = None) -> View:
         """As timm evaluates the network: by the configuration's settings, where it has any, then by
         the network's `pretrained_cfg`, then by ImageNet's. One channel has the mean of three."""
         from timm.data import resolve_data_config
 
-        config = config or DataConfig()
+        config = config or ImagesConfig()
         names = ("input_size", "mean", "std", "interpolation", "crop_pct")
         given = {name: getattr(config, name) for name in names}
         given = {name: value for name, value in given.items() if value is not None}
@@ -83,10 +82,25 @@ class View:
         """
         return self._composed(config, normalize=True)
 
-    def pixels(self, picture: Image.Image) -> npt.NDArray[np.uint8]:
-        """A picture resized and cropped as in evaluation, before it is normalised: (H, W, C)."""
-        tensor: Tensor = self._composed(None, normalize=False)(self.channels(picture))
-        return tensor.permute(1, 2, 0).numpy()
+    def in_pixels(self) -> Any:
+        """timm's transform of an RGB picture as in evaluation, but for normalising: to (C, H, W) of
+        uint8."""
+        return self._composed(None, normalize=False)
+
+    def scaled(self, scale: float) -> View:
+        """The same with sides `scale` times as long, to whole pixels."""
+        channels, height, width = self.input_size
+        sides = (max(1, round(scale * height)), max(1, round(scale * width)))
+        return replace(self, input_size=(channels, *sides))
+
+    def uncropped(self) -> View:
+        """The same, of the whole picture."""
+        return replace(self, crop_pct=1.0)
+
+    def in_pixels_alike(self) -> View:
+        """One view for all those that show the same pixels."""
+        channels = self.input_size[0]
+        return replace(self, mean=(0.0,) * channels, std=(1.0,) * channels)
 
     def channels(self, picture: Image.Image) -> Image.Image:
         """The picture with as many channels as the network takes."""

@@ -1,0 +1,178 @@
+"""Networks on suites, part by part, each kept once it is known, so that a run can be cut."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from tqdm import tqdm
+
+from tcnn.data_config import ImagesConfig
+from tcnn.errors import TCNNError
+from tcnn.evaluate import EvaluationResult
+from tcnn.evaluate_config import InferenceConfig
+from tcnn.files import clear_leftovers, make_folder, write_whole
+from tcnn.layers import gpsa_layers
+from tcnn.robustness_result import PartScore, RobustnessResult
+from tcnn.scoring import Part, Score, gather, score
+from tcnn.view import View
+
+PARTS = "parts"
+
+
+def robustness(
+    models: Mapping[str, nn.Module],
+    parts: Sequence[Part],
+    out: Path,
+    data: ImagesConfig,
+    config: InferenceConfig,
+    fabric: Fabric,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+    bar: bool = False,
+) -> RobustnessResult | None:
+    """Score one network, or two on the same images, on every part.
+
+    Each score is written to `out`/parts as soon as it is there, whole or not at all; one that is
+    there already, of the same network and images, is not made again.
+
+    Args:
+        models: by name; the second is what the first is held against.
+        parts: as from `suites.parts_of`.
+        out: folder.
+        data, config, fabric: as of `score`.
+        say: called with one line for each part.
+        bar: show a progress bar.
+
+    Returns:
+        The result in the first process, None in others.
+
+    Raises:
+        TCNNError: the folder holds scores of another network, other images or settings; or as from
+            `score`.
+    """
+    first = fabric.global_rank == 0
+    folder = out / PARTS
+    identities = {name: _identity(model, data, config) for name, model in models.items()}
+    with_views = {name: (model, View.of(model, data)) for name, model in models.items()}
+    if first:
+        for name in models:
+            make_folder(folder / name)
+            clear_leftovers(folder / name)
+    scores = []
+    for number, part in enumerate(parts, 1):
+        files = {
+            name: folder / name / f"{part.title.replace(' ', '-')}.safetensors" for name in models
+        }
+        wanted = {name: {**identities[name], "part": _plain(part)} for name in models}
+        known = {}
+        if first:
+            for name, file in files.items():
+                if (found := _read(file, wanted[name])) is not None:
+                    known[name] = found
+        missing = gather([name for name in models if name not in known])[0]
+        if missing:
+            with tqdm(
+                desc=f"{number}/{len(parts)} {part.title}",
+                unit=" images",
+                leave=False,
+                disable=not (bar and first),
+            ) as shown:
+                made = score(
+                    {name: with_views[name] for name in missing}, part, data, config, fabric,
+                    lambda images: None if shown.update(images) else None,
+                )  # fmt: skip
+            if first:
+                for name, found in made.items():
+                    _write(files[name], found, wanted[name])
+                    known[name] = found
+        if first:
+            scored = PartScore(part.suite, part.name, part.level, {n: known[n] for n in models})
+            scores.append(scored)
+            say(f"{number}/{len(parts)} {scored.line()}" + ("" if missing else " (done before)"))
+    return RobustnessResult(tuple(models), tuple(scores)) if first else None
+
+
+def _identity(model: nn.Module, data: ImagesConfig, config: InferenceConfig) -> dict[str, Any]:
+    """What a score depends on beside its part, as plain data."""
+    return {
+        "network": [
+            type(model).__name__,
+            {name: asdict(layer.config) for name, layer in gpsa_layers(model).items()},
+            weights_checksum(model),
+        ],
+        "view": asdict(View.of(model, data)),
+        "unreadable": data.unreadable,
+        "precision": config.precision,
+    }
+
+
+def weights_checksum(model: nn.Module) -> int:
+    """CRC-32 of all parameters and buffers, with their names."""
+    checksum = 0
+    for name, tensor in model.state_dict().items():
+        values = tensor.detach().cpu().contiguous()
+        checksum = zlib.crc32(name.encode(), checksum)
+        checksum = zlib.crc32(values.view(-1).view(torch.uint8).numpy(), checksum)
+    return checksum
+
+
+def _plain(part: Part) -> Any:
+    content = [part.title, part.source, part.scale, part.whole, part.outputs, repr(part.attack)]
+    return json.loads(json.dumps(content))
+
+
+_COLUMNS = tuple(EvaluationResult.__dataclass_fields__)
+
+
+def _write(file: Path, found: Score, identity: dict[str, Any]) -> None:
+    columns = {name: getattr(found.result, name).contiguous() for name in _COLUMNS}
+    columns |= {"checksums": found.checksums, "masked": found.masked}
+    content = {
+        "identity": identity,
+        "unread": found.unread,
+        "seconds": found.seconds,
+        "note": found.note,
+    }
+    metadata = {"tcnn": json.dumps(content)}
+    write_whole(file, lambda path: save_file(columns, path, metadata))
+
+
+def _read(file: Path, identity: dict[str, Any]) -> Score | None:
+    if not file.is_file():
+        return None
+    try:
+        with safe_open(file, framework="pt") as opened:
+            content = json.loads(opened.metadata()["tcnn"])
+            columns = {name: opened.get_tensor(name) for name in (*_COLUMNS, "checksums", "masked")}
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise TCNNError(
+            f"Expected a score, but {str(file)!r} cannot be read ({error}): remove it, and it is "
+            "made again."
+        ) from error
+    wanted = json.loads(json.dumps(identity))
+    differs = [key for key in wanted if wanted[key] != content["identity"].get(key)]
+    if differs:
+        key = differs[0]
+        raise TCNNError(
+            f"Expected the score in {str(file)!r} to be of this network and these images, but "
+            f"{', '.join(differs)} differ ({key}: {str(content['identity'].get(key))[:90]} then, "
+            f"{str(wanted[key])[:90]} now): give another --out, or remove that file."
+        )
+    return Score(
+        EvaluationResult(**{name: columns[name] for name in _COLUMNS}),
+        columns["checksums"],
+        columns["masked"],
+        tuple((name, reason) for name, reason in content["unread"]),
+        content["seconds"],
+        content["note"],
+    )

@@ -1,0 +1,427 @@
+"""What came of suites: figures by suite, corruption and severity, and paired differences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tcnn import metrics
+from tcnn.corruptions import EXTRA, STANDARD
+from tcnn.scoring import Score
+from tcnn.tables import csv_text, markdown_table, text_table
+
+CORRUPTED = ("corruptions", "imagenet-c", "cifar10-c")
+_SETS = {"standard": STANDARD, "extra": EXTRA}
+
+
+@dataclass(frozen=True)
+class PartScore:
+    """What each network did on one part.
+
+    Attributes:
+        suite, name, level: the part.
+        scores: by network.
+    """
+
+    suite: str
+    name: str
+    level: float | None
+    scores: Mapping[str, Score] = field(repr=False)
+
+    @property
+    def title(self) -> str:
+        """Suite, name and level."""
+        level = "" if self.level is None else f"{self.level:g}"
+        return " ".join(word for word in (self.suite, self.name, level) if word)
+
+    def line(self) -> str:
+        """One line for who waits."""
+        tops = ", ".join(f"{score.result.top1:.2%}" for score in self.scores.values())
+        return f"{self.title}: top-1 {tops}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The first network minus the second on the same images, in top-1.
+
+    Attributes:
+        difference: mean over images.
+        low, high: ends of its 95 % bootstrap interval.
+        p: of McNemar's test, that both are as often right.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+    def __str__(self) -> str:
+        points = (100 * value for value in (self.difference, self.low, self.high))
+        return "{:+.2f} [{:+.2f}, {:+.2f}]".format(*points)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parts that make one figure: several versions of the same images, or one.
+
+    Attributes:
+        suite: of the parts.
+        title: what they are.
+        parts: the parts.
+    """
+
+    suite: str
+    title: str
+    parts: tuple[PartScore, ...] = field(repr=False)
+
+    def top1(self, model: str) -> float:
+        """Mean over the parts."""
+        tops = [part.scores[model].result.top1 for part in self.parts]
+        return sum(tops) / len(tops)
+
+    def error(self, model: str) -> float:
+        """Standard error of `top1` over images."""
+        (versions,) = self._versions((model,))
+        return metrics.standard_error(versions.double().mean(dim=1)).item()
+
+    @property
+    def images(self) -> int:
+        """Images of the smallest part."""
+        return min(score.result.images for part in self.parts for score in part.scores.values())
+
+    def masked(self, model: str) -> int:
+        """Images without a gradient to attack along."""
+        return sum(int(part.scores[model].masked.sum()) for part in self.parts)
+
+    def compare(self, first: str, second: str) -> Comparison:
+        """Two networks on the images that both were shown."""
+        a, b = self._versions((first, second))
+        difference = a.double().mean(dim=1) - b.double().mean(dim=1)
+        low, high = metrics.paired_bootstrap(difference)
+        p = metrics.mcnemar(a, b) if a.shape[1] > 1 else metrics.mcnemar(a[:, 0], b[:, 0])
+        return Comparison(difference.mean().item(), low, high, p)
+
+    def _versions(self, models: Sequence[str]) -> list[Tensor]:
+        """For each network which versions of which images are right, (N, V), of the images that
+        are in every part."""
+        results = [[part.scores[model].result for part in self.parts] for model in models]
+        common = results[0][0].index
+        for result in (result for row in results for result in row):
+            common = common[torch.isin(common, result.index)]
+        return [
+            torch.stack([r.correct[torch.isin(r.index, common)] for r in row], dim=1)
+            for row in results
+        ]
+
+
+@dataclass(frozen=True)
+class RobustnessResult:
+    """Networks on suites.
+
+    Attributes:
+        models: the networks; the second is what the first is held against.
+        parts: what was scored.
+    """
+
+    models: tuple[str, ...]
+    parts: tuple[PartScore, ...] = field(repr=False)
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The figures of the table: of corruptions the standard ones and the extra ones together,
+        all else by itself."""
+        groups = []
+        for suite in dict.fromkeys(part.suite for part in self.parts):
+            parts = [part for part in self.parts if part.suite == suite]
+            if suite not in CORRUPTED:
+                groups += [Group(suite, part.title, (part,)) for part in parts]
+                continue
+            for kind, names in _SETS.items():
+                if chosen := tuple(part for part in parts if part.name in names):
+                    count = len({part.name for part in chosen})
+                    groups.append(Group(suite, f"{suite}, {count} {kind}", chosen))
+        return tuple(groups)
+
+    def by_corruption(self, suite: str) -> tuple[Group, ...]:
+        """Each corruption of a suite over its severities, the standard ones first."""
+        parts = [part for part in self.parts if part.suite == suite]
+        names = [n for n in (*STANDARD, *EXTRA) if any(part.name == n for part in parts)]
+        return tuple(
+            Group(suite, name, tuple(part for part in parts if part.name == name)) for name in names
+        )
+
+    @property
+    def corruption_suites(self) -> tuple[str, ...]:
+        """Those suites that have corruptions and severities."""
+        return tuple(dict.fromkeys(p.suite for p in self.parts if p.suite in CORRUPTED))
+
+    def curves(self, suite: str) -> dict[str, dict[str, list[float]]]:
+        """Network → corruption → top-1 by severity."""
+        return {
+            model: {
+                group.title: [part.scores[model].result.top1 for part in group.parts]
+                for group in self.by_corruption(suite)
+            }
+            for model in self.models
+        }
+
+    def severities(self, suite: str) -> list[int]:
+        """The severities of a suite."""
+        levels = {part.level for part in self.parts if part.suite == suite}
+        return sorted(int(level) for level in levels if level is not None)
+
+    def table(self) -> str:
+        """One line for each figure."""
+        return text_table(*self._overview())
+
+    def corruption_tables(self) -> str:
+        """Top-1 by corruption and severity, one table for each suite and network."""
+        return "\n\n".join(
+            f"{heading}\n{text_table(headers, rows)}"
+            for heading, headers, rows in self._by_severity()
+        )
+
+    def _overview(self) -> tuple[list[str], list[list[object]]]:
+        both = len(self.models) == 2
+        headers = ["suite", "images", "sets"]
+        for model in self.models:
+            headers += [f"{model} top-1 %", "± %"]
+        headers += ["difference [95 %]", "McNemar p"] if both else []
+        rows = []
+        for group in self.groups:
+            row: list[object] = [group.title, group.images, len(group.parts)]
+            for model in self.models:
+                row += [f"{100 * group.top1(model):.2f}", f"{100 * group.error(model):.2f}"]
+            if both:
+                compared = group.compare(*self.models)
+                row += [str(compared), _p_value(compared.p)]
+            rows.append(row)
+        return headers, rows
+
+    def _by_severity(self) -> list[tuple[str, list[str], list[list[object]]]]:
+        tables = []
+        both = len(self.models) == 2
+        for suite in self.corruption_suites:
+            severities = self.severities(suite)
+            for model in self.models:
+                compares = both and model == self.models[0]
+                headers = ["corruption", *(f"severity {s}" for s in severities), "mean"]
+                headers += [f"- {self.models[1]} [95 %]", "McNemar p"] if compares else []
+                rows = []
+                for group in self.by_corruption(suite):
+                    name = f"{group.title} (extra)" if group.title in EXTRA else group.title
+                    tops = {part.level: part.scores[model].result.top1 for part in group.parts}
+                    cells = [f"{100 * tops[s]:.1f}" if s in tops else None for s in severities]
+                    row: list[object] = [name, *cells, f"{100 * group.top1(model):.1f}"]
+                    if compares:
+                        compared = group.compare(*self.models)
+                        row += [str(compared), _p_value(compared.p)]
+                    rows.append(row)
+                tables.append((f"{suite}, {model}: top-1 %", headers, rows))
+        return tables
+
+    def remarks(self) -> list[str]:
+        """What a reader needs to read the figures rightly."""
+        lines = []
+        if "corruptions" in self.corruption_suites:
+            lines.append(
+                "corruptions: generated here, by the definitions of ImageNet-C; not to be set "
+                "beside figures on its published files."
+            )
+        for model in self.models:
+            for suite in self.corruption_suites:
+                lines += self._corruption_errors(model, suite)
+        for group in self.groups:
+            for model in self.models:
+                if masked := group.masked(model):
+                    lines.append(
+                        f"{group.title}, {model}: {masked} images had no gradient to attack "
+                        "along (masked); they stayed as they were, and count as withstood."
+                    )
+        if any(part.suite == "pgd" for part in self.parts):
+            lines.append(
+                "fgsm, pgd: sizes in grey levels (of 255), in pixels; pgd starts at random."
+            )
+        if len(self.models) == 2:
+            lines.append(
+                "Difference: of top-1 in points, paired by image, with the 95 % bootstrap interval "
+                "over images; McNemar's test is exact for one set, and in Durkalski's form for "
+                "several versions of the same images. Of many tests at 5 %, one in twenty misses."
+            )
+        lines += dict.fromkeys(
+            f"{part.suite}: {score.note}"
+            for part in self.parts
+            for score in part.scores.values()
+            if score.note
+        )
+        if unread := self.unread:
+            name, reason = next(iter(unread.items()))
+            lines.append(
+                f"{len(unread)} images could not be read and were left out, {name}: {reason}"
+            )
+        return lines
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """Images that could not be read, and why."""
+        scores = (score for part in self.parts for score in part.scores.values())
+        return dict(sorted(line for score in scores for line in score.unread))
+
+    def corruption_errors(self, model: str, suite: str) -> dict[str, float | None]:
+        """Mean error over the standard corruptions; for ImageNet-C mCE, and relative mCE where
+        clean images were scored. None where a corruption or a severity is missing."""
+        groups = [group for group in self.by_corruption(suite) if group.title in STANDARD]
+        errors = {group.title: 1 - group.top1(model) for group in groups}
+        whole = len(groups) == len(STANDARD) and all(len(group.parts) == 5 for group in groups)
+        found: dict[str, float | None] = {
+            "mean_error": sum(errors.values()) / len(errors) if whole else None
+        }
+        if suite == "imagenet-c":
+            clean = [part for part in self.parts if part.suite == "clean"]
+            found["mce"] = metrics.mean_corruption_error(errors) if whole else None
+            found["relative_mce"] = None
+            if whole and clean:
+                base = 1 - clean[0].scores[model].result.top1
+                found["relative_mce"] = metrics.relative_mean_corruption_error(errors, base)
+        return found
+
+    def _corruption_errors(self, model: str, suite: str) -> list[str]:
+        found = self.corruption_errors(model, suite)
+        mean = found["mean_error"]
+        if mean is None:
+            return [
+                f"{suite}, {model}: not all 15 standard corruptions at 5 severities, so no mean "
+                "error over them."
+            ]
+        lines = [
+            f"{suite}, {model}: mean error over the 15 standard corruptions and 5 severities, not "
+            f"normalised: {mean:.2%}."
+        ]
+        if (mce := found.get("mce")) is not None:
+            lines.append(
+                f"{suite}, {model}: mCE {mce:.2%}, the mean over corruptions of the error by "
+                "AlexNet's (Hendrycks & Dietterich 2019)."
+            )
+        if (relative := found.get("relative_mce")) is not None:
+            lines.append(
+                f"{suite}, {model}: relative mCE {relative:.2%}, of what corruption adds to the "
+                "clean error, by what it adds to AlexNet's."
+            )
+        return lines
+
+    def timing(self) -> str:
+        """What took how long."""
+        total = {"reading": 0.0, "changing": 0.0, "computing": 0.0, "clock": 0.0}
+        images = changed = 0
+        for part in self.parts:
+            # Networks that were shown the same images share their reading and the clock.
+            shared = {score.pixels: score for score in part.scores.values()}.values()
+            for key in ("reading", "changing", "clock"):
+                total[key] += sum(score.seconds[key] for score in shared)
+            total["computing"] += sum(s.seconds["computing"] for s in part.scores.values())
+            images += sum(score.result.images for score in part.scores.values())
+            changed += sum(s.result.images for s in shared if s.seconds["changing"] > 1e-3)
+        return (
+            f"{total['clock']:.0f} s on the clock: reading {total['reading']:.0f} s and generating "
+            f"{total['changing']:.0f} s ({changed} changed images) of worker processes, computing "
+            f"{total['computing']:.0f} s ({images} images of "
+            f"{len(self.models)} network{'s' if len(self.models) > 1 else ''})."
+        )
+
+    def markdown(self) -> str:
+        """The tables and remarks as a page's middle."""
+        blocks = [markdown_table(*self._overview())]
+        for heading, headers, rows in self._by_severity():
+            blocks += [f"**{heading}**", markdown_table(headers, rows)]
+        blocks.append("\n".join(f"- {line}" for line in [*self.remarks(), self.timing()]))
+        return "\n\n".join(blocks)
+
+    def csv(self) -> str:
+        """One row for each part and network."""
+        headers = (
+            *("suite", "name", "level", "model", "images", "top1", "top5", "loss", "ece"),
+            *("masked", "unread", "pixels", "reading_s", "changing_s", "computing_s", "clock_s"),
+        )
+        rows = [
+            (
+                *(part.suite, part.name, part.level, model, score.result.images),
+                *(score.result.top1, score.result.top5, score.result.loss, score.result.ece),
+                *(int(score.masked.sum()), len(score.unread), score.pixels),
+                *(score.seconds[key] for key in ("reading", "changing", "computing", "clock")),
+            )
+            for part in self.parts
+            for model, score in part.scores.items()
+        ]
+        return csv_text(headers, rows)
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures as plain data."""
+        return {
+            "models": list(self.models),
+            "groups": [
+                {
+                    "suite": group.suite,
+                    "title": group.title,
+                    "images": group.images,
+                    "sets": len(group.parts),
+                    "top1": {model: group.top1(model) for model in self.models},
+                    "top1_standard_error": {model: group.error(model) for model in self.models},
+                    "comparison": self._compared(group),
+                }
+                for group in self.groups
+            ],
+            "by_corruption": {
+                suite: [
+                    {
+                        "corruption": group.title,
+                        "top1": {model: group.top1(model) for model in self.models},
+                        "comparison": self._compared(group),
+                    }
+                    for group in self.by_corruption(suite)
+                ]
+                for suite in self.corruption_suites
+            },
+            "corruption_errors": {
+                suite: {model: self.corruption_errors(model, suite) for model in self.models}
+                for suite in self.corruption_suites
+            },
+            "parts": [
+                {
+                    "suite": part.suite,
+                    "name": part.name,
+                    "level": part.level,
+                    "scores": {
+                        model: {
+                            **score.result.to_json(),
+                            "masked": int(score.masked.sum()),
+                            "pixels": score.pixels,
+                            "seconds": score.seconds,
+                        }
+                        for model, score in part.scores.items()
+                    },
+                }
+                for part in self.parts
+            ],
+            "remarks": self.remarks(),
+            "timing": self.timing(),
+        }
+
+    def _compared(self, group: Group) -> dict[str, float] | None:
+        if len(self.models) < 2:
+            return None
+        compared = group.compare(*self.models)
+        return {
+            "difference": compared.difference,
+            "low": compared.low,
+            "high": compared.high,
+            "mcnemar_p": compared.p,
+        }
+
+
+def _p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
