@@ -14,7 +14,7 @@ import numpy as np
 
 from tcnn.decoding import SUFFIXES
 from tcnn.hugging_face import open_parquet, open_saved
-from tcnn.images import DataError, Images, few, ordered, places_of
+from tcnn.images import DataError, Images, Labels, few, ordered, places_of
 from tcnn.tar_shards import TarShards
 
 _VALIDATION = ("val", "validation", "valid")
@@ -76,7 +76,7 @@ def _layouts(root: Path, name: str) -> Iterator[tuple[str, Callable[[], Images]]
     if any(path.name == "state.json" for path in listed):
         yield f"a saved dataset in {str(folder)!r}", partial(open_saved, root, folder)
     elif any(path.is_dir() for path in listed):
-        yield f"class folders in {str(folder)!r}", partial(_Folder, root, name)
+        yield f"class folders in {str(folder)!r}", partial(class_folders, root, name)
     if name:
         beside = rf"{re.escape(name)}(?![A-Za-z])"  # train-0.tar, but not trainval-0.tar
         places = {folder: "", root: beside, root / "data": beside}
@@ -124,18 +124,14 @@ def _mapped(images: Images, classes: tuple[str, ...], root: str, split: str) -> 
     return images
 
 
-class _Folder(Images):
-    """Pictures in class folders, named by their path below the root."""
+class Files(Images):
+    """Pictures in files, named by their path below the root."""
 
-    def __init__(self, root: Path, split: str) -> None:
-        self._root, self._paths = root, list[str]()
-        classes = ordered(path.name for path in _listed(root / split) if path.is_dir())
-        ends = []
-        for name in classes:
-            self._paths += _pictures(root, posixpath.join(split, name))
-            ends.append(len(self._paths))
-        counts = np.diff(ends, prepend=0)
-        super().__init__(classes, np.repeat(np.arange(len(classes), dtype=np.int64), counts))
+    def __init__(
+        self, root: Path, paths: Sequence[str], classes: tuple[str, ...], labels: Labels
+    ) -> None:
+        super().__init__(classes, labels)
+        self._root, self._paths = root, paths
 
     def name(self, index: int) -> str:
         return self._paths[index]
@@ -144,7 +140,19 @@ class _Folder(Images):
         return (self._root / self._paths[index]).read_bytes()
 
 
-def _pictures(root: Path, folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
+def class_folders(root: Path, split: str) -> Files:
+    """The pictures of `root/split/<class>/**`; a class may be empty."""
+    paths: list[str] = []
+    classes = ordered(path.name for path in _listed(root / split) if path.is_dir())
+    ends = []
+    for name in classes:
+        paths += pictures(root, posixpath.join(split, name))
+        ends.append(len(paths))
+    counts = np.diff(ends, prepend=0)
+    return Files(root, paths, classes, np.repeat(np.arange(len(classes), dtype=np.int64), counts))
+
+
+def pictures(root: Path, folder: str, above: frozenset[str] = frozenset()) -> Iterator[str]:
     """Paths below the root of a folder's pictures at any depth, in order; links are followed."""
     place = os.path.realpath(root / folder)
     if place in above:  # a link back to a folder around it
@@ -156,7 +164,7 @@ def _pictures(root: Path, folder: str, above: frozenset[str] = frozenset()) -> I
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _pictures(root, path, above | {place})
+            yield from pictures(root, path, above | {place})
         elif path.lower().endswith(SUFFIXES):
             yield path
 
