@@ -1,4 +1,4 @@
-"""FGSM against closed forms and finite differences, and what it leaves as it was."""
+"""FGSM and PGD against closed forms and finite differences, and what it leaves as it was."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import copy
 import json
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 
 from nets import lively
 from tcnn import GPSAConfig, recast
-from tcnn.attacks import fgsm, fgsm_accuracy
+from tcnn.attacks import attack_accuracy, fgsm, fgsm_accuracy, pgd
 from tcnn.errors import TCNNError
 from tcnn.layers import gpsa_layers
 
@@ -260,6 +262,7 @@ def test_output() -> None:
 def test_epsilon_of_another_scale(epsilon: float) -> None:
     for call in (
         lambda: fgsm(Linear(), pixels(), labels(), epsilon, normalize=as_is),
+        lambda: pgd(Linear(), pixels(), labels(), epsilon, normalize=as_is),
         lambda: fgsm_accuracy(Linear(), [], epsilon, normalize=as_is),
     ):
         with pytest.raises(TCNNError, match=r"`epsilon` in \[0, 1\].*8/255"):
@@ -270,8 +273,9 @@ def test_epsilon_of_another_scale(epsilon: float) -> None:
     "images", [255 * pixels(), pixels() - 0.5, (255 * pixels()).byte(), pixels() * math.nan]
 )
 def test_images_that_are_no_pixels(images: Tensor) -> None:
-    with pytest.raises(TCNNError, match="before they are normalised"):
-        fgsm(network(), images, labels(), 0.1, normalize=as_is)
+    for attack in (fgsm, pgd):
+        with pytest.raises(TCNNError, match="before they are normalised"):
+            attack(network(), images, labels(), 0.1, normalize=as_is)
 
 
 def test_gradients_that_are_no_numbers() -> None:
@@ -279,10 +283,186 @@ def test_gradients_that_are_no_numbers() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return (0 * x).sqrt().flatten(1)
 
-    with pytest.raises(TCNNError, match="NaN"):
-        fgsm(Root(), pixels(), labels(), 0.1, normalize=as_is)
+    for attack in (fgsm, pgd):
+        with pytest.raises(TCNNError, match="NaN"):
+            attack(Root(), pixels(), labels(), 0.1, normalize=as_is)
 
 
 def test_no_images() -> None:
     with pytest.raises(TCNNError, match="holds none"):
         fgsm_accuracy(network(), [], 0.1, normalize=shifted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("epsilon", [0, 1 / 255, 8 / 255, 0.3, 1])
+def test_pgd_of_one_step_is_fgsm(dtype: torch.dtype, epsilon: float) -> None:
+    model, x, y = network().to(dtype), pixels(12).to(dtype), labels(12)
+    expected = fgsm(model, x, y, epsilon, normalize=shifted)
+    attack = pgd(model, x, y, epsilon, normalize=shifted, steps=1)
+    assert torch.equal(attack.images, expected.images)
+    assert torch.equal(attack.masked, expected.masked)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_fgsm_is_its_formula_to_the_bit(dtype: torch.dtype) -> None:
+    model, x, y = network().to(dtype).eval(), pixels(12).to(dtype), labels(12)
+    leaf = x.clone().requires_grad_()
+    F.cross_entropy(model(shifted(leaf)), y, reduction="sum").backward()
+    assert leaf.grad is not None
+    expected = (x + 8 / 255 * leaf.grad.sign()).clamp(0, 1)
+    assert torch.equal(fgsm(model, x, y, 8 / 255, normalize=shifted).images, expected)
+
+
+def test_pgd_on_a_linear_model_by_hand() -> None:
+    """The gradient keeps its signs: steps of 1/16 from (1/2, 3/16), the ball's end at 5/32."""
+    x = torch.tensor([0.5, 0.1875]).view(1, 1, 1, 2)
+    label = torch.tensor([0])
+    for steps, expected in ((1, [0.4375, 0.25]), (2, [0.375, 0.3125]), (3, [0.34375, 0.34375])):
+        attack = pgd(Linear(), x, label, 0.15625, normalize=as_is, steps=steps, step_size=0.0625)
+        assert attack.images.flatten().tolist() == expected
+        assert attack.masked.tolist() == [False]
+
+
+def test_pgd_against_a_loop_over_pixels() -> None:
+    """Autograd of each step anew, projected pixel by pixel in plain numbers."""
+    model, x, y = network().double().eval(), pixels().double(), labels()
+    epsilon, alpha = 0.1, 0.04
+    current = x.clone()
+    for _ in range(5):
+        leaf = current.clone().requires_grad_()
+        F.cross_entropy(model(shifted(leaf)), y, reduction="sum").backward()
+        assert leaf.grad is not None
+        moved = []
+        for origin, now, slope in zip(
+            x.flatten().tolist(), current.flatten().tolist(), leaf.grad.flatten().tolist(),
+            strict=True,
+        ):  # fmt: skip
+            new = now + math.copysign(alpha, slope)
+            moved.append(min(max(new, origin - epsilon, 0), origin + epsilon, 1))
+        current = torch.tensor(moved, dtype=torch.float64).view(x.shape)
+    attack = pgd(model, x, y, epsilon, normalize=shifted, steps=5, step_size=alpha)
+    torch.testing.assert_close(attack.images, current, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+@pytest.mark.parametrize("random", [False, True])
+def test_pgd_stays_in_the_ball_and_in_the_image(steps: int, random: bool) -> None:
+    x = pixels(12)
+    start = torch.empty_like(x).uniform_(-0.2, 0.2) if random else None
+    attack = pgd(network(), x, labels(12), 0.2, normalize=shifted, steps=steps, start=start)
+    assert attack.images.min() >= 0
+    assert attack.images.max() <= 1
+    assert ((attack.images - x).abs() <= 0.2 + 1e-7).all()
+    assert not torch.equal(attack.images, x)
+
+
+def test_pgd_climbs_higher_than_fgsm() -> None:
+    """On a small network trained to tell bright left halves from bright right ones."""
+    torch.manual_seed(0)
+    x = 0.3 + 0.4 * torch.rand(64, 1, 8, 8)
+    y = torch.arange(64) % 2
+    x[y == 0, :, :, :4] += 0.1
+    x[y == 1, :, :, 4:] += 0.1
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2, padding=1),
+        nn.ReLU(), nn.Flatten(), nn.Linear(128, 2),
+    )  # fmt: skip
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(60):
+        loss = F.cross_entropy(model(shifted(x)), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    losses = []
+    for attack in (fgsm, pgd, partial(pgd, steps=40)):
+        moved = attack(model, x, y, 0.05, normalize=shifted).images
+        losses.append(F.cross_entropy(model(shifted(moved)), y).item())
+    assert loss.item() < losses[0] < losses[1]
+    assert losses[2] > 0.99 * losses[1]
+
+
+def test_pgd_at_epsilon_zero_gives_the_images() -> None:
+    x = pixels()
+    attack = pgd(network(), x, labels(), 0, normalize=shifted, start=torch.zeros_like(x))
+    assert torch.equal(attack.images, x)
+    assert not attack.masked.any()
+
+
+def test_pgd_starts_where_it_is_told() -> None:
+    x = pixels()
+    start = torch.empty_like(x).uniform_(-0.1, 0.1, generator=torch.Generator().manual_seed(1))
+    still = pgd(network(), x, labels(), 0.1, normalize=shifted, steps=1, step_size=0, start=start)
+    torch.testing.assert_close(still.images, (x + start).clamp(0, 1))
+    free = pgd(network(), x, labels(), 0.1, normalize=shifted, start=start)
+    again = pgd(network(), x, labels(), 0.1, normalize=shifted, start=start)
+    assert torch.equal(free.images, again.images)
+    assert not torch.equal(free.images, pgd(network(), x, labels(), 0.1, normalize=shifted).images)
+
+
+def test_pgd_tells_masked_images() -> None:
+    x = torch.full((3, 1, 4, 4), 0.3)
+    x[1] = 0.7
+    attack = pgd(Apart(), x, torch.zeros(3, dtype=torch.long), 0.1, normalize=as_is)
+    assert attack.masked.tolist() == [False, True, False]
+    assert torch.equal(attack.images[1], x[1])
+    torch.testing.assert_close(attack.images[0], x[0] - 0.1)
+
+
+def test_an_image_with_a_gradient_at_one_step_is_not_masked() -> None:
+    """From 0.45 the label's score is raised past 0.5, where it no longer changes."""
+    x = torch.full((1, 1, 4, 4), 0.45)
+    attack = pgd(Apart(), x, torch.ones(1, dtype=torch.long), 0.2, normalize=as_is, step_size=0.1)
+    torch.testing.assert_close(attack.images, x + 0.1)
+    assert attack.masked.tolist() == [False]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("function", [constant, detached])
+def test_pgd_with_no_gradient_at_all(function: Callable[[Tensor], Tensor], bias: bool) -> None:
+    attack = pgd(Constant(function, bias), pixels(), labels(), 0.1, normalize=shifted)
+    assert attack.masked.all()
+    assert torch.equal(attack.images, pixels())
+
+
+@pytest.mark.parametrize("caller", [torch.no_grad, torch.inference_mode])
+def test_pgd_under_callers_without_gradients(caller: Callable[[], torch.no_grad]) -> None:
+    model = network().train()
+    model[0].weight.requires_grad_(False)
+    modes = [m.training for m in model.modules()]
+    flags = [p.requires_grad for p in model.parameters()]
+    start = torch.full((4, 3, 8, 8), 0.05)
+    expected = pgd(model, pixels(), labels(), 0.1, normalize=shifted, start=start).images
+    with caller():
+        start = torch.full((4, 3, 8, 8), 0.05)
+        attack = pgd(model, pixels(), labels(), 0.1, normalize=shifted, start=start)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(attack.images, expected)
+    assert not attack.images.requires_grad
+    assert [m.training for m in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "`steps` of at least 1"),
+        ({"step_size": -0.1}, "`step_size` of at least 0"),
+        ({"step_size": math.nan}, "`step_size` of at least 0"),
+        ({"start": torch.full((4, 3, 8, 8), 0.2)}, "within ±0.1.*as far as 0.2"),
+        ({"start": torch.zeros(4, 1, 8, 8)}, r"`start` as \(4, 3, 8, 8\)"),
+    ],
+)
+def test_pgd_settings_out_of_range(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(TCNNError, match=message):
+        pgd(network(), pixels(), labels(), 0.1, normalize=shifted, **wrong)
+
+
+def test_accuracy_under_pgd() -> None:
+    model, x, y = network(), pixels(12), labels(12)
+    attack = partial(pgd, steps=3)
+    batches = list(zip(x.split(5), y.split(5), strict=True))
+    result = attack_accuracy(model, batches, 0.05, normalize=shifted, attack=attack)
+    moved = pgd(model, x, y, 0.05, normalize=shifted, steps=3).images
+    assert result.correct.tolist() == (model.eval()(shifted(moved)).argmax(1) == y).tolist()
+    assert result.masked == 0
