@@ -1,5 +1,5 @@
-"""The command line: hands the functions of `tcnn.commands` and
-`tcnn.training_commands` to jsonargparse, and errors to people.
+"""The command line: hands the functions of `tcnn.commands`, `tcnn.training_commands` and
+`tcnn.evaluate_commands` to jsonargparse, and errors to people.
 
 Exit codes: 0 done; 1 it failed, or the answer is no; 2 the command line could not be understood;
 130 interrupted. Every error is one line on stderr.
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import jsonargparse
 
 import tcnn
-from tcnn import commands, training_commands
+from tcnn import commands, evaluate_commands, training_commands
 from tcnn.errors import TCNNError
 
 # Not by the functions' own names: jsonargparse looks those up in the package's root, where names
@@ -29,6 +29,8 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "recast": commands.recast_network,
     "finetune": training_commands.finetune_network,
     "study": training_commands.run_study,
+    "evaluate": evaluate_commands.evaluate_network,
+    "robustness": evaluate_commands.measure_robustness,
     "restore": commands.restore_network,
     "verify": commands.verify_networks,
 }
@@ -94,17 +96,24 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _with_values(parser: _Parser, words: list[str]) -> list[str]:
-    """The words with "true" after each flag that stands alone, as in `--resume`."""
+    """The words with "true" after each flag that stands alone, as in `--resume`, and with lists
+    that are given word by word, as in `--suite fgsm --suite pgd`, as jsonargparse appends them."""
     child = parser.children.get(words[0])
-    flags = [
-        option
+    options = {
+        option: getattr(action, "_typehint", None)
         for action in (child._actions if child else [])
-        if getattr(action, "_typehint", None) is bool
         for option in action.option_strings
-    ]
+    }
     spelled = []
     for word, following in zip(words, [*words[1:], "--"], strict=True):
-        spelled += [word, "true"] if word in flags and following.startswith("--") else [word]
+        if options.get(word) is bool and following.startswith("--"):
+            spelled += [word, "true"]
+        elif options.get(word) == list[str] and (
+            words.count(word) > 1 or not following.startswith("[")
+        ):
+            spelled.append(f"{word}+")
+        else:
+            spelled.append(word)
     return spelled
 
 

@@ -18,17 +18,20 @@ from tcnn.analysis.capture import capture
 from tcnn.analysis.heads import heads_report
 from tcnn.corruptions import SEVERITIES
 from tcnn.data import ArrayImages, Splits, digits, split
-from tcnn.data_config import DataConfig
+from tcnn.data_config import DataConfig, ImagesConfig
 from tcnn.demo_result import ARM_NAMES, DemoResult, closing, pictures
 from tcnn.engine import fit, reproducible
 from tcnn.equivalence import check_equivalence
-from tcnn.evaluate import RobustnessResult, evaluate_corrupted
+from tcnn.evaluate_config import InferenceConfig
 from tcnn.files import make_folder, write_json, write_whole
 from tcnn.loaders import ImageData
 from tcnn.models import load_model
 from tcnn.planning import plan
 from tcnn.provenance import provenance
+from tcnn.robustness_result import PartScore, RobustnessResult
 from tcnn.run_record import FitResult
+from tcnn.scoring import make_fabric, score
+from tcnn.suites import clean, corrupted
 from tcnn.surgery import recast
 from tcnn.train_config import EngineConfig, TrainConfig
 from tcnn.view import View
@@ -37,6 +40,8 @@ Echo = Callable[[str], None]
 
 _TEST_BATCH = 64
 _LOOKED_AT = 64  # test images that the heads are measured on
+_CORRUPTIONS = ("gaussian_noise", "impulse_noise", "defocus_blur", "brightness", "contrast")
+_READING = ImagesConfig(workers=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,15 +173,12 @@ class _Demo:
             fits[name] = self._fit(name, model, config.finetune, self.seed + 1)
 
         echo("\n4/5  Testing, clean and on corrupted images made here")
-        arms = {
-            name: self._test(name, model)
-            for name, model in (("cnn", cnn), ("control", control), ("hybrid", hybrid))
-        }
+        tested = self._test({"cnn": cnn, "control": control, "hybrid": hybrid})
 
         echo("\n5/5  Looking at the heads, and writing\n")
         with capture(hybrid) as seen, torch.no_grad():
             hybrid(parts.test.tensors()[0][:_LOOKED_AT])
-        result = DemoResult(self.out, steps, report, fits, arms, heads_report(seen), self.seconds)
+        result = DemoResult(self.out, steps, report, fits, tested, heads_report(seen), self.seconds)
         checkpoint.save(hybrid, self.out / "hybrid", classes=parts.train.classes)
         for name, figure in pictures(result, seen, parts.test).items():
             write_whole(self.out / name, partial(figure.savefig, dpi=150))
@@ -192,21 +194,31 @@ class _Demo:
         self.seconds[f"train {name}"] = result.seconds
         return result
 
-    def _test(self, name: str, model: nn.Module) -> RobustnessResult:
+    def _test(self, models: dict[str, nn.Module]) -> RobustnessResult:
+        """All of them on the same images."""
         start = time.monotonic()
-        result = evaluate_corrupted(
-            model,
-            self.splits.test,
-            self.seed,
-            severities=self.config.severities,
-            batch_size=_TEST_BATCH,
-        )
-        self.echo(
-            f"  {ARM_NAMES[name]}: top-1 {result.clean.top1:.1%} clean, "
-            f"{result.top1:.1%} over {len(result.corrupted)} corrupted sets"
-        )
-        self.seconds[f"test {name}"] = time.monotonic() - start
+        images = ArrayImages(self.splits.test, "digit")
+        config = InferenceConfig(accelerator="cpu", batch_size=_TEST_BATCH)
+        fabric = make_fabric(config)
+        severities = self.config.severities
+        parts = [clean(images), *corrupted(images, _CORRUPTIONS, severities, self.seed)]
+        view, scores = self._view(), []
+        for part in parts:
+            shown = {name: (model, view) for name, model in models.items()}
+            scores.append(PartScore.of(part, score(shown, part, _READING, config, fabric)))
+        result = RobustnessResult(tuple(models), tuple(scores))
+        for name in models:
+            self.echo(
+                f"  {ARM_NAMES[name]}: top-1 {scores[0].scores[name].result.top1:.1%} clean, "
+                f"{result.corrupted().top1(name):.1%} over {len(parts) - 1} corrupted sets"
+            )
+        self.seconds["test"] = time.monotonic() - start
         return result
+
+    def _view(self) -> View:
+        """Digits as they are: grey, pixels in [0, 1]."""
+        size = self.config.size
+        return View((1, size, size), (0.0,), (1.0,), "bilinear", 1.0)
 
     def _write_metrics(self, result: DemoResult) -> None:
         command = ["tcnn", "demo", "--out", str(self.out), "--seed", str(self.seed)]

@@ -18,8 +18,8 @@ from tcnn.analysis.capture import Capture
 from tcnn.analysis.heads import HeadsReport
 from tcnn.data import ImageSet
 from tcnn.equivalence import EquivalenceReport
-from tcnn.evaluate import RobustnessResult
 from tcnn.planning import Plan
+from tcnn.robustness_result import Group, RobustnessResult
 from tcnn.run_record import FitResult
 from tcnn.tables import text_table
 
@@ -40,7 +40,8 @@ class DemoResult:
         out: its folder.
         plan, equivalence: of recasting the CNN.
         fits: the runs of training: "cnn", then from it "control" and "hybrid".
-        arms: figures on the test images: "cnn" before fine-tuning, "control" and "hybrid" after.
+        test: on the test images, clean and corrupted: "cnn" before fine-tuning, "control" and
+            "hybrid" after.
         heads: every head of the hybrid.
         seconds: time taken by each part.
     """
@@ -49,41 +50,49 @@ class DemoResult:
     plan: Plan
     equivalence: EquivalenceReport
     fits: dict[str, FitResult]
-    arms: dict[str, RobustnessResult]
+    test: RobustnessResult
     heads: HeadsReport
     seconds: dict[str, float]
 
     def differences(self) -> dict[str, tuple[float, float]]:
         """Hybrid minus control in top-1 on the same images, and its standard error."""
-        hybrid, control = self.arms["hybrid"], self.arms["control"]
-        pairs = {
-            "clean": (hybrid.clean.correct, control.clean.correct),
-            "corrupted": (hybrid.scores(), control.scores()),
-        }
-        return {
-            name: (mean.item(), error.item())
-            for name, (mean, error) in (
-                (name, metrics.paired_difference(*pair)) for name, pair in pairs.items()
-            )
-        }
+        differences = {}
+        for name, group in (("clean", self.clean), ("corrupted", self.test.corrupted())):
+            scores = group.scores("hybrid"), group.scores("control")
+            mean, error = metrics.paired_difference(*scores)
+            differences[name] = (mean.item(), error.item())
+        return differences
+
+    @property
+    def clean(self) -> Group:
+        """The test images as they are."""
+        assert self.test.clean is not None
+        return self.test.clean
 
     def mce(self) -> float:
         """The hybrid's mean corruption error, relative to the control's."""
-        errors, baseline = self.arms["hybrid"].errors, self.arms["control"].errors
-        return metrics.corruption_error(errors, baseline).mean().item()
+        ratios = [
+            (1 - group.top1("hybrid")) / (1 - group.top1("control"))
+            for group in self.test.by_corruption()
+        ]
+        return sum(ratios) / len(ratios)
+
+    def columns(self) -> dict[str, Group]:
+        """What the table and the picture show: clean, every corruption, and all of them."""
+        return {
+            "clean": self.clean,
+            **{group.title: group for group in self.test.by_corruption()},
+            "mean corrupted": self.test.corrupted(),
+        }
 
     def table(self) -> str:
         """Top-1 of the three networks: clean, by corruption, and over all corruptions."""
+        columns = self.columns()
         rows = [
-            (
-                ARM_NAMES[arm],
-                *(round(100 * v, 1) for v in (result.clean.top1, *result.by_corruption().values())),
-                round(100 * result.top1, 1),
-            )
-            for arm, result in self.arms.items()
+            (ARM_NAMES[arm], *(round(100 * group.top1(arm), 1) for group in columns.values()))
+            for arm in self.test.models
         ]
-        corruptions = self.arms["hybrid"].corruptions
-        return text_table(("top-1 %", "clean", *corruptions, "mean corrupted"), rows)
+        return text_table(("top-1 %", *columns), rows)
 
     def to_json(self) -> dict[str, Any]:
         """The figures as plain data; a second run with the same seed gives the same."""
@@ -94,7 +103,13 @@ class DemoResult:
             "plan": self.plan.to_json(),
             "equivalence": self.equivalence.to_json(),
             "training": fits,
-            "test": {arm: result.to_json() for arm, result in self.arms.items()},
+            "test": {
+                arm: {
+                    name: {"top1": group.top1(arm), "top1_standard_error": group.error(arm)}
+                    for name, group in self.columns().items()
+                }
+                for arm in self.test.models
+            },
             "hybrid_minus_control": {
                 name: {"top1": mean, "standard_error": error}
                 for name, (mean, error) in self.differences().items()
@@ -112,18 +127,12 @@ def pictures(result: DemoResult, seen: Capture, images: ImageSet) -> dict[str, F
         seen: the hybrid's layers on the first of the test images.
         images: the test images.
     """
-    arms = {ARM_NAMES[name]: result.arms[name] for name in ("control", "hybrid")}
+    columns, arms = result.columns(), ("control", "hybrid")
     accuracy = {
-        name: {"clean": arm.clean.top1, **arm.by_corruption(), "mean corrupted": arm.top1}
-        for name, arm in arms.items()
+        ARM_NAMES[arm]: {name: group.top1(arm) for name, group in columns.items()} for arm in arms
     }
     errors = {
-        name: {
-            "clean": arm.clean.top1_error,
-            **{c: metrics.standard_error(arm.scores(c)).item() for c in arm.corruptions},
-            "mean corrupted": metrics.standard_error(arm.scores()).item(),
-        }
-        for name, arm in arms.items()
+        ARM_NAMES[arm]: {name: group.error(arm) for name, group in columns.items()} for arm in arms
     }
     return {
         "accuracy.png": plots.accuracy_plot(

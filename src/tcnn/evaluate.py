@@ -100,7 +100,7 @@ class EvaluationResult:
     def by_class(self, classes: Sequence[str]) -> list[tuple[str, int, float, float, float]]:
         """Name, images, top-1, top-5 and mean confidence of each class that has images."""
         rows = []
-        for label in self.labels.unique().tolist():
+        for label in sorted(set(self.labels.tolist())):
             own = self.labels == label
             means = (
                 values[own].double().mean().item()

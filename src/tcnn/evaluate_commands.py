@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,8 @@ def evaluate_network(
         echo(f"Most confused:\n{text_table(headers, pairs)}\n")
     echo(found.speed())
     for name, reason in found.score.unread[:1]:
-        echo(
-            f"{len(found.score.unread)} images could not be read and were left out. {name}: {reason}"
-        )
+        count = len(found.score.unread)
+        echo(f"{count} images could not be read and were left out. {name}: {reason}")
     if folder is not None:
         evaluation.write(found, folder, model, data, engine)
         echo(f"Wrote {out}: evaluation.json, classes.csv, confusions.csv, predictions.csv.")
@@ -77,6 +77,7 @@ def measure_robustness(
     engine: InferenceConfig = InferenceConfig(),  # noqa: B008
     measure: RobustnessConfig = RobustnessConfig(),  # noqa: B008
     compare: str | None = None,
+    names: tuple[str, str] = ("model", "other"),
     pretrained: bool | None = None,
     weights: str | None = None,
     model_settings: dict[str, Any] | None = None,
@@ -95,7 +96,8 @@ def measure_robustness(
         data: The images that suites are made of.
         engine: What to run on.
         measure: What the suites that are made here ask.
-        compare: Another network, named as the first, to be shown the same images.
+        compare: Another network, given as the first is, to be shown the same images.
+        names: What tables and plots call the two, as '[hybrid, control]'.
         pretrained: Take the weights that timm or torchvision publish; null does so for their
             networks unless weights are given.
         weights: File of weights of the first network.
@@ -109,11 +111,15 @@ def measure_robustness(
     if not suite:
         raise TCNNError("Expected a suite, but got none: give --suite corruptions, for one.")
     folder = folder_of(out)
-    models = {"model": network_of(model, pretrained, weights, model_settings)}
-    names = {"model": model}
+    if len(set(names)) < 2 or not all(re.fullmatch(r"[\w.+-]*\w", name) for name in names):
+        raise TCNNError(
+            f"Expected two different words of letters, digits and -_.+ as --names, but got {names}."
+        )
+    models = {names[0]: network_of(model, pretrained, weights, model_settings)}
+    given = {names[0]: model}
     if compare is not None:
-        models["other"] = network_of(compare, pretrained, None, model_settings)
-        names["other"] = compare
+        models[names[1]] = network_of(compare, pretrained, None, model_settings)
+        given[names[1]] = compare
     say = progress.say if is_first_process(engine.processes) else _nothing
     command = shlex.join(["tcnn", *sys.argv[1:]])
     found = evaluation.measure_robustness(
@@ -121,8 +127,8 @@ def measure_robustness(
     )
     if found is None:
         return 0
-    pictures = evaluation.write_robustness(found, folder, names, command, data, engine, measure)
-    told = "\n".join(f"{key}: {name}" for key, name in names.items())
+    pictures = evaluation.write_robustness(found, folder, given, command, data, engine, measure)
+    told = "\n".join(f"{key}: {name}" for key, name in given.items())
     lines = "\n".join(f"- {line}" for line in found.remarks())
     echo(f"\n{told}\n\n{found.table()}\n")
     if found.corruption_suites:

@@ -30,6 +30,16 @@ from tcnn.train import output_width
 from tcnn.view import View
 
 
+_PANELS = {  # suite → the paper's panel that it is drawn in
+    "imagenet-c": "ImageNet-C",
+    "corruptions": "ImageNet-C",
+    "cifar10-c": "ImageNet-C",
+    "imagenet-a": "ImageNet-A",
+    "imagenet-r": "ImageNet-R",
+    "fgsm": "FGSM",
+}
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A network on one set of images.
@@ -89,10 +99,8 @@ def evaluate_images(
     part = clean(images)
     first = fabric.global_rank == 0
     with tqdm(total=len(images), unit=" images", leave=False, disable=not (bar and first)) as shown:
-        found = score(
-            {"": (model, View.of(model, data))}, part, data, config, fabric,
-            lambda count: None if shown.update(count) else None,
-        )  # fmt: skip
+        models = {"": (model, View.of(model, data))}
+        found = score(models, part, data, config, fabric, shown.update)
     if not first:
         return None
     return Evaluation(found[""], images.classes, images, fabric.world_size)
@@ -242,16 +250,15 @@ def _pictures(found: RobustnessResult, data: ImagesConfig) -> dict[str, Any]:
         )[0]
     if clean_top1:
         panels: dict[str, dict[str, tuple[float, float]]] = {}
-        kinds = {"imagenet-c": "ImageNet-C", "corruptions": "ImageNet-C", "cifar10-c": "ImageNet-C",
-                 "imagenet-a": "ImageNet-A", "imagenet-r": "ImageNet-R", "fgsm": "FGSM"}  # fmt: skip
         for group in found.groups:
-            panel = kinds.get(group.suite)
+            panel = _PANELS.get(group.suite)
             if panel and panel not in panels and "extra" not in group.title:
                 panels[panel] = {
                     model: (clean_top1[model], group.top1(model)) for model in found.models
                 }
         if panels:
-            note = f"ours: {data.root}; made here, not the paper's images"
+            kinds = sorted({group.suite for group in found.groups if group.suite in _PANELS})
+            note = f"clean {data.root}, {', '.join(kinds)}"
             pictures["scatter.png"] = plots.scatter_plot(panels, note)[0]
     return pictures
 

@@ -19,18 +19,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from tcnn import imagenet
-from tcnn.corruptions import SEVERITIES
+from tcnn.corruptions import EXTRA, SEVERITIES, STANDARD
 from tcnn.datasets import Files, class_folders, pictures
 from tcnn.decoding import UnreadableImage
 from tcnn.images import DataError, Images, Labels, few, ordered, places_of
 
-STANDARD = (
-    *("gaussian_noise", "shot_noise", "impulse_noise"),
-    *("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
-    *("snow", "frost", "fog", "brightness"),
-    *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
-)
-EXTRA = ("speckle_noise", "gaussian_blur", "spatter", "saturate")
 SUITES = (
     *("imagenet-c", "cifar10-c", "imagenet-a", "imagenet-r"),
     *("imagenet-v2", "imagenet-sketch", "imagenet-real"),

@@ -87,16 +87,14 @@ def robustness(
                 leave=False,
                 disable=not (bar and first),
             ) as shown:
-                made = score(
-                    {name: with_views[name] for name in missing}, part, data, config, fabric,
-                    lambda images: None if shown.update(images) else None,
-                )  # fmt: skip
+                chosen = {name: with_views[name] for name in missing}
+                made = score(chosen, part, data, config, fabric, shown.update)
             if first:
                 for name, found in made.items():
                     _write(files[name], found, wanted[name])
                     known[name] = found
         if first:
-            scored = PartScore(part.suite, part.name, part.level, {n: known[n] for n in models})
+            scored = PartScore.of(part, {name: known[name] for name in models})
             scores.append(scored)
             say(f"{number}/{len(parts)} {scored.line()}" + ("" if missing else " (done before)"))
     return RobustnessResult(tuple(models), tuple(scores)) if first else None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tcnn import metrics
 from tcnn.corruptions import EXTRA, STANDARD
-from tcnn.scoring import Score
+from tcnn.scoring import Part, Score, title_of
 from tcnn.tables import csv_text, markdown_table, text_table
 
 CORRUPTED = ("corruptions", "imagenet-c", "cifar10-c")
@@ -33,11 +33,15 @@ class PartScore:
     level: float | None
     scores: Mapping[str, Score] = field(repr=False)
 
+    @classmethod
+    def of(cls, part: Part, scores: Mapping[str, Score]) -> PartScore:
+        """The scores of a part."""
+        return cls(part.suite, part.name, part.level, scores)
+
     @property
     def title(self) -> str:
         """Suite, name and level."""
-        level = "" if self.level is None else f"{self.level:g}"
-        return " ".join(word for word in (self.suite, self.name, level) if word)
+        return title_of(self.suite, self.name, self.level)
 
     def line(self) -> str:
         """One line for who waits."""
@@ -86,8 +90,16 @@ class Group:
 
     def error(self, model: str) -> float:
         """Standard error of `top1` over images."""
+        return metrics.standard_error(self.scores(model)).item()
+
+    def scores(self, model: str) -> Tensor:
+        """Share of the versions of each image that were classified rightly, (N,).
+
+        The versions of one image are not independent of each other, so it is over images, with
+        these scores, that standard errors are taken.
+        """
         (versions,) = self._versions((model,))
-        return metrics.standard_error(versions.double().mean(dim=1)).item()
+        return versions.double().mean(dim=1)
 
     @property
     def images(self) -> int:
@@ -147,7 +159,17 @@ class RobustnessResult:
                     groups.append(Group(suite, f"{suite}, {count} {kind}", chosen))
         return tuple(groups)
 
-    def by_corruption(self, suite: str) -> tuple[Group, ...]:
+    @property
+    def clean(self) -> Group | None:
+        """The clean images, if they were scored."""
+        parts = tuple(part for part in self.parts if part.suite == "clean")
+        return Group("clean", "clean", parts) if parts else None
+
+    def corrupted(self, suite: str = "corruptions") -> Group:
+        """All corruptions of a suite together."""
+        return Group(suite, suite, tuple(part for part in self.parts if part.suite == suite))
+
+    def by_corruption(self, suite: str = "corruptions") -> tuple[Group, ...]:
         """Each corruption of a suite over its severities, the standard ones first."""
         parts = [part for part in self.parts if part.suite == suite]
         names = [n for n in (*STANDARD, *EXTRA) if any(part.name == n for part in parts)]
@@ -282,12 +304,11 @@ class RobustnessResult:
             "mean_error": sum(errors.values()) / len(errors) if whole else None
         }
         if suite == "imagenet-c":
-            clean = [part for part in self.parts if part.suite == "clean"]
             found["mce"] = metrics.mean_corruption_error(errors) if whole else None
             found["relative_mce"] = None
-            if whole and clean:
-                base = 1 - clean[0].scores[model].result.top1
-                found["relative_mce"] = metrics.relative_mean_corruption_error(errors, base)
+            if whole and self.clean is not None:
+                clean = 1 - self.clean.top1(model)
+                found["relative_mce"] = metrics.relative_mean_corruption_error(errors, clean)
         return found
 
     def _corruption_errors(self, model: str, suite: str) -> list[str]:

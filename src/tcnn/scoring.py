@@ -107,13 +107,17 @@ class Part:
     @property
     def title(self) -> str:
         """Suite, name and level."""
-        level = "" if self.level is None else f"{self.level:g}"
-        return " ".join(word for word in (self.suite, self.name, level) if word)
+        return title_of(self.suite, self.name, self.level)
 
     def seen_by(self, view: View) -> View:
         """The view of a network whose own is `view`."""
         scaled = view.scaled(self.scale)
         return scaled.uncropped() if self.whole else scaled
+
+
+def title_of(suite: str, name: str, level: float | None) -> str:
+    """What a part is called."""
+    return " ".join(word for word in (suite, name, "" if level is None else f"{level:g}") if word)
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,7 @@ def score(
     data: ImagesConfig,
     config: InferenceConfig,
     fabric: Fabric,
-    counted: Callable[[int], None] = lambda images: None,
+    counted: Callable[[int], object] = lambda images: None,
 ) -> dict[str, Score]:
     """Score networks on the images of a part.
 

@@ -65,7 +65,7 @@ class MeasureConfig:
     """
 
     corruptions: list[str] | None = None
-    """Corruptions, made here; null is all that there are."""
+    """Corruptions, made here; null is the 15 of the mCE."""
 
     severities: list[int] = field(default_factory=lambda: [1, 3, 5])
     """Their severities, from 1 to 5; none measures no corruption."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,23 +16,23 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 
 from tcnn import checkpoint, sources
-from tcnn.attacks import fgsm_accuracy
-from tcnn.corruptions import CORRUPTIONS
-from tcnn.data import ImageSet, loader
+from tcnn.corruptions import STANDARD
 from tcnn.data_config import DataConfig
-from tcnn.decoding import UnreadableImage
 from tcnn.engine import fit
 from tcnn.errors import TCNNError
-from tcnn.evaluate import evaluate, evaluate_corrupted
+from tcnn.evaluate_config import InferenceConfig
 from tcnn.files import make_folder, write_json, write_whole
 from tcnn.finetune import for_classes, heads_left
 from tcnn.gpsa_config import GPSAConfig
-from tcnn.images import DataError, Images, take
+from tcnn.images import Images, take
 from tcnn.layers import gpsa_layers
 from tcnn.loaders import ImageData, open_data
 from tcnn.models import load_model
 from tcnn.provenance import provenance
+from tcnn.robustness_result import PartScore, RobustnessResult
+from tcnn.scoring import AttackConfig, Part, make_fabric, score
 from tcnn.study_config import ArmConfig, MeasureConfig
+from tcnn.suites import attacked, clean, corrupted
 from tcnn.surgery import recast
 from tcnn.train_config import EngineConfig, TrainConfig
 from tcnn.view import View
@@ -188,8 +187,13 @@ def identity_of(setting: Setting, arm: str, seed: int) -> dict[str, Any]:
         "budget": setting.budget if chosen.start != "pretrained" else None,
         "targets": setting.targets_of(arm) if chosen.hybrid else None,
         "gpsa": asdict(setting.layers(arm)) if chosen.hybrid else None,
-        "measure": asdict(setting.measure),
+        "measure": {**asdict(setting.measure), "corruptions": _corruptions(setting)},
     }
+
+
+def _corruptions(setting: Setting) -> list[str]:
+    chosen = setting.measure.corruptions
+    return list(STANDARD) if chosen is None else chosen
 
 
 def start_identity(setting: Setting) -> dict[str, Any]:
@@ -355,52 +359,40 @@ def _test(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray[Any, Any]]]:
     """Clean accuracy on all validation images; corrupted and attacked on some of them."""
     measure, view = setting.measure, View.of(model, setting.data)
-    on_gpu = setting.engine.accelerator != "cpu" and torch.cuda.is_available()
-    model.to("cuda" if on_gpu else "cpu")
-    clean = evaluate(model, loader(as_set(images, view), measure.batch_size, view))
-    figures: dict[str, Any] = {"clean": clean.to_json()}
-    scores: dict[str, Tensor] = {"clean": clean.correct}
-    pixels = as_set(take(images, measure.images, seed=0), view)
+    config = InferenceConfig(accelerator=setting.engine.accelerator, batch_size=measure.batch_size)
+    fabric = make_fabric(config)
+
+    def scored(part: Part) -> PartScore:
+        return PartScore.of(part, score({"": (model, view)}, part, setting.data, config, fabric))
+
+    whole = scored(clean(images)).scores[""].result
+    figures: dict[str, Any] = {"clean": whole.to_json()}
+    scores: dict[str, Tensor] = {"clean": whole.correct}
+    some = take(images, measure.images, seed=0)
     if measure.severities:
-        corrupted = evaluate_corrupted(
-            model,
-            pixels,
-            0,
-            corruptions=CORRUPTIONS if measure.corruptions is None else measure.corruptions,
-            severities=measure.severities,
-            batch_size=measure.batch_size,
-            view=view,
-        )
+        parts = corrupted(some, _corruptions(setting), measure.severities, 0)
+        found = RobustnessResult(("",), tuple(scored(part) for part in parts))
+        group = found.corrupted()
         figures["corrupted"] = {
-            "images": len(pixels),
-            "top1": corrupted.top1,
-            "by_corruption": corrupted.by_corruption(),
-            "source": corrupted.source,
+            "images": group.images,
+            "top1": group.top1(""),
+            "by_corruption": {g.title: g.top1("") for g in found.by_corruption()},
+            "source": "generated",
         }
-        scores["corrupted"] = corrupted.scores()
+        scores["corrupted"] = group.scores("")
     figures["fgsm"] = []
-    for size in measure.fgsm:
-        attacked = fgsm_accuracy(
-            model,
-            loader(pixels, measure.batch_size),
-            size / 255,
-            normalize=view.normalize,
+    tested = len(some)
+    for part in attacked(some, [AttackConfig("fgsm", size) for size in measure.fgsm]):
+        attack = scored(part).scores[""]
+        figures["fgsm"].append(
+            {
+                "grey_levels": part.level,
+                **attack.result.to_json(),
+                "masked": int(attack.masked.sum()),
+            }
         )
-        figures["fgsm"].append({"grey_levels": size, **attacked.to_json()})
-        scores[f"fgsm {size:g}"] = attacked.correct
-    figures["tested"] = {"clean": clean.images, "corrupted and attacked": len(pixels)}
+        scores[f"fgsm {part.level:g}"] = attack.result.correct
+        tested = attack.result.images
+    figures["tested"] = {"clean": whole.images, "corrupted and attacked": tested}
     model.cpu()
     return figures, {name: score.numpy() for name, score in scores.items()}
-
-
-def as_set(images: Images, view: View) -> ImageSet:
-    """Images as a network's evaluation sees them, in memory, before they are normalised; without
-    those that cannot be read."""
-    pixels, labels = [], []
-    for index, label in enumerate(images.labels):
-        with contextlib.suppress(UnreadableImage):
-            pixels.append(view.pixels(images.read(index)))
-            labels.append(label)
-    if not pixels:
-        raise DataError(f"Expected images that can be read, but none of {len(images)} can.")
-    return ImageSet(np.stack(pixels), np.array(labels), images.classes)
