@@ -144,7 +144,9 @@ def test_imagenet_c(trees: Tree, classes: tuple[str, ...] | None) -> None:
     parts = open_published("imagenet-c", trees.root / "imagenet-c", 1000, classes)
     assert [(part.name, part.severity) for part in parts] == list(expected)
     assert all(part.view_fixed and part.outputs is None for part in parts)
-    assert counts("imagenet-c", trees.root / "imagenet-c", classes) == expected
+    for part in parts[::4]:  # (noise, 1), (noise, 5), (fog, 4): reading all of them takes long
+        hits = right(part, classes or WNIDS)
+        assert (len(hits) - sum(hits), len(hits)) == expected[part.name, part.severity]
     opened = parts[5].open()
     assert opened.note == "1000 images, but 50000 were published"
     assert opened.images.name(0) == "weather/fog/1/n01440764/n01440764.JPEG"
@@ -458,7 +460,7 @@ HEAD = b"\x93NUMPY\x01\x00"
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
 def test_damaged_arrays_are_refused(tmp_path: Path, data: st.DataObject) -> None:
