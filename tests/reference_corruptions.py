@@ -1,8 +1,8 @@
 """The package `imagecorruptions` 1.1.2 as a reference, made to run on today's libraries.
 
 It is from 2021 and asks for what has gone since: pkg_resources, which it finds its own folder with,
-`multichannel` of scikit-image, np.float_, and a module of SciPy under an old name. Each is put in its
-place for the time it is needed, and the installed package stays as it is.
+`multichannel` of scikit-image and np.float_. Each is put in its place for the time it is needed,
+and the installed package stays as it is.
 """
 
 from __future__ import annotations

@@ -69,6 +69,15 @@ class DemoConfig:
     )
     """Recipe of the fine-tuning, for the hybrid and the CNN alike."""
 
+    corruptions: tuple[str, ...] = (
+        "gaussian_noise",
+        "impulse_noise",
+        "defocus_blur",
+        "brightness",
+        "contrast",
+    )
+    """Corruptions that both are tested under."""
+
     severities: tuple[int, ...] = SEVERITIES
     """Severities that both are tested at."""
 
@@ -198,6 +207,7 @@ class _Demo:
             model,
             self.splits.test,
             self.seed,
+            corruptions=self.config.corruptions,
             severities=self.config.severities,
             batch_size=_TEST_BATCH,
         )
