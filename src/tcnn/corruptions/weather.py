@@ -18,7 +18,7 @@ _WATER = np.array([175, 238, 238], np.float32)  # pale turquoise
 _MUD = np.array([63, 42, 20], np.float32)
 _GREY = np.array([0.2989, 0.5870, 0.1140], np.float32)  # of the two colours above
 
-_FROST_SIDE = 160  # least side that frost is drawn at
+_FROST_SIDE = 96  # least side that frost is drawn at
 _STEMS = 22  # feathers of frost on a square
 _FRACTION = 4  # bits of a pixel that its lines are placed by
 
@@ -201,7 +201,9 @@ def _frosted(height: int, width: int, rng: np.random.Generator) -> Array:
     tall, wide = math.ceil(height * scale), math.ceil(width * scale)
     side = min(tall, wide)
     feathers = np.zeros((tall, wide), np.uint8)
-    for shade, start, end in reversed(_feather_lines(tall / side, wide / side, rng)):
+    levels = _feather_lines(tall / side, wide / side, rng)
+    # The least barbs are shorter than a pixel of a small image, and most of the work.
+    for shade, start, end in reversed(levels if scale == 1 else levels[:2]):
         ends = np.stack([start, end], axis=1)
         points = np.stack([ends.real, ends.imag], axis=2) * (side << _FRACTION)
         cv2.polylines(
