@@ -89,7 +89,7 @@ def zoom_blur(image: Image, level: int, rng: np.random.Generator) -> Image:
     height, width, _ = image.shape
     # In memory the channels stay last, which interpolates three times as fast.
     x = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-    total = x.clone()
+    total = x.clone(memory_format=torch.contiguous_format)
     for factor in factors:
         total += zoom(x, factor)[..., :height, :width]
     y = total[0].permute(1, 2, 0).contiguous().div_(len(factors) + 1).add_(SLACK)
