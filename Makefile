@@ -33,6 +33,7 @@ benchmark: .venv/.dev  ## speed beside the CNN, and what each gate costs, into b
 	$(BIN)/python benchmarks/recast.py --model tcnn.networks:cifar_resnet20 --size 32 --batch 128 \
 	  --runs 9 --bf16 --json benchmarks/results/recast_cifar_resnet20.json
 	$(BIN)/python benchmarks/gates.py --json benchmarks/results/gates.json
+	$(BIN)/python benchmarks/corruptions.py --json benchmarks/results/corruptions.json
 
 clean:  ## remove .venv and what the tools leave
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -50,4 +51,7 @@ clean:  ## remove .venv and what the tools leave
 .venv/.dev: pyproject.toml | .venv/bin/python
 	@echo "Installing into .venv (PyTorch is large: minutes, once)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,dev]'
+# What corruptions are tested against. It asks for the OpenCV with windows, which would overwrite the
+# one without that is used here, so its own requirements are left out; they are in "dev".
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps imagecorruptions==1.1.2
 	@touch $@

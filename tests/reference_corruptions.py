@@ -1,8 +1,8 @@
 """The package `imagecorruptions` 1.1.2 as a reference, made to run on today's libraries.
 
 It is from 2021 and asks for what has gone since: pkg_resources, which it finds its own folder with,
-`multichannel` of scikit-image, np.float_, and a module of SciPy under an old name. Each is put in its
-place for the time it is needed, and the installed package stays as it is.
+`multichannel` of scikit-image and np.float_. Each is put in its place for the time it is needed,
+and the installed package stays as it is.
 """
 
 from __future__ import annotations
@@ -36,13 +36,17 @@ def _load() -> types.ModuleType:
     def gaussian(image: np.ndarray, sigma: Any, multichannel: bool = False, **rest: Any) -> Any:
         return plain(image, sigma, channel_axis=-1 if multichannel else None, **rest)
 
-    with (
-        mock.patch.dict(sys.modules, {"pkg_resources": resources}),
-        mock.patch.object(skimage.filters, "gaussian", gaussian),
-        warnings.catch_warnings(),
-    ):
+    with mock.patch.object(skimage.filters, "gaussian", gaussian), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return importlib.import_module("imagecorruptions.corruptions")
+        # Not mock.patch.dict, which would forget all that is imported meanwhile.
+        before = sys.modules.get("pkg_resources")
+        sys.modules["pkg_resources"] = resources
+        try:
+            return importlib.import_module("imagecorruptions.corruptions")
+        finally:
+            del sys.modules["pkg_resources"]
+            if before:
+                sys.modules["pkg_resources"] = before
 
 
 _MODULE = _load()

@@ -40,7 +40,6 @@ Echo = Callable[[str], None]
 
 _TEST_BATCH = 64
 _LOOKED_AT = 64  # test images that the heads are measured on
-_CORRUPTIONS = ("gaussian_noise", "impulse_noise", "defocus_blur", "brightness", "contrast")
 _READING = ImagesConfig(workers=0)
 
 
@@ -73,6 +72,15 @@ class DemoConfig:
         )
     )
     """Recipe of the fine-tuning, for the hybrid and the CNN alike."""
+
+    corruptions: tuple[str, ...] = (
+        "gaussian_noise",
+        "impulse_noise",
+        "defocus_blur",
+        "brightness",
+        "contrast",
+    )
+    """Corruptions that both are tested under."""
 
     severities: tuple[int, ...] = SEVERITIES
     """Severities that both are tested at."""
@@ -201,7 +209,7 @@ class _Demo:
         config = InferenceConfig(accelerator="cpu", batch_size=_TEST_BATCH)
         fabric = make_fabric(config)
         severities = self.config.severities
-        parts = [clean(images), *corrupted(images, _CORRUPTIONS, severities, self.seed)]
+        parts = [clean(images), *corrupted(images, self.config.corruptions, severities, self.seed)]
         view, scores = self._view(), []
         for part in parts:
             shown = {name: (model, view) for name, model in models.items()}

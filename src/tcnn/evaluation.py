@@ -29,7 +29,6 @@ from tcnn.tables import csv_text
 from tcnn.train import output_width
 from tcnn.view import View
 
-
 _PANELS = {  # suite → the paper's panel that it is drawn in
     "imagenet-c": "ImageNet-C",
     "corruptions": "ImageNet-C",

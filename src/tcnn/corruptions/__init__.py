@@ -14,7 +14,7 @@ function gives its formula in full, and docs/corruptions.md how near it is to th
 | shot_noise | Poisson(c x) / c | c = 60 25 12 5 3 |
 | impulse_noise | each value becomes 0 or 1, evenly, with probability c | c = .03 .06 .09 .17 .27 |
 | defocus_blur | x blurred by a disk of radius r (its edge softened) | r = 3 4 6 8 10 |
-| glass_blur | pixels displaced by up to d, n times, between two blurs | d = 1 2 2 3 4, n = 2 1 3 2 2 |
+| glass_blur | pixels displaced by up to d, n times, amid blurs | d = 1 2 2 3 4, n = 2 1 3 2 2 |
 | motion_blur | x drawn out along a line of 2 r pixels at a random angle | r = 10 15 15 15 20 |
 | zoom_blur | mean of x enlarged by 1 up to z | z = 1.1 1.15 1.2 1.24 1.3 |
 | snow | x bleached, with flakes of mean m added | m = .1 .2 .55 .55 .55 |
@@ -22,7 +22,7 @@ function gives its formula in full, and docs/corruptions.md how near it is to th
 | fog | (x + c p) m / (m + c), p a fractal, m = max x | c = 1.5 2 2.5 2.5 3 |
 | brightness | x with c added to its value V (HSV) | c = .1 .2 .3 .4 .5 |
 | contrast | (x - m) c + m, m the mean of each channel | c = .4 .3 .2 .1 .05 |
-| elastic_transform | x displaced by a smooth random field of strength α | α = 12.5 16.25 21.25 25 30 |
+| elastic_transform | x displaced by a smooth random field, α strong | α = 12.5 16.25 21.25 25 30 |
 | pixelate | x reduced to c of its sides and enlarged again | c = .6 .5 .4 .3 .25 |
 | jpeg_compression | x through JPEG of quality q | q = 25 18 15 10 7 |
 | speckle_noise | x + c x n, n standard normal for each value | c = .15 .2 .35 .45 .6 |

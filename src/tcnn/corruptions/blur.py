@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch.nn.functional import interpolate
 
-from tcnn.corruptions.pixels import SLACK, Array, Image, gauss, quantise, smooth
+from tcnn.corruptions.pixels import SLACK, Array, Image, as_floats, gauss, quantise, smooth
 
 # Below this side the reference takes no images.
 _REFERENCE_SIDE = 32
@@ -27,8 +26,10 @@ def defocus_blur(image: Image, level: int, rng: np.random.Generator) -> Image:
     Source: ImageNet-C, `defocus_blur`.
     """
     kernel = _disk(*((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5))[level])
-    y = cv2.filter2D(image, cv2.CV_32F, kernel, delta=SLACK, borderType=cv2.BORDER_REFLECT_101)
-    return quantise(y.reshape(image.shape))
+    border = cv2.BORDER_REFLECT_101
+    # From float32, not from uint8: OpenCV has a faster way there.
+    y = cv2.filter2D(image.astype(np.float32), -1, kernel, delta=SLACK, borderType=border)
+    return quantise(as_floats(y).reshape(image.shape))
 
 
 def gaussian_blur(image: Image, level: int, rng: np.random.Generator) -> Image:
@@ -86,8 +87,9 @@ def zoom_blur(image: Image, level: int, rng: np.random.Generator) -> Image:
     step, end = ((0.01, 1.11), (0.01, 1.16), (0.02, 1.21), (0.02, 1.26), (0.03, 1.31))[level]
     factors = np.arange(1, end, step)
     height, width, _ = image.shape
-    x = torch.from_numpy(image).permute(2, 0, 1)[None].float().contiguous()
-    total = x.clone()
+    # In memory the channels stay last, which interpolates three times as fast.
+    x = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    total = x.clone(memory_format=torch.contiguous_format)
     for factor in factors:
         total += zoom(x, factor)[..., :height, :width]
     y = total[0].permute(1, 2, 0).contiguous().div_(len(factors) + 1).add_(SLACK)
@@ -115,7 +117,8 @@ def move(x: Array, radius: int, sigma: float, angle: float) -> Array:
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
     down, right = (
-        -np.ceil(steps * turn(math.radians(angle)) - 0.5).astype(int) for turn in (math.sin, math.cos)
+        -np.ceil(steps * turn(math.radians(angle)) - 0.5).astype(int)
+        for turn in (math.sin, math.cos)
     )
     far = (np.abs(down) >= max(height, _REFERENCE_SIDE)) | (
         np.abs(right) >= max(width, _REFERENCE_SIDE)
@@ -161,18 +164,17 @@ def _displacement(
 
 
 @cache
-def _disk(radius: int, sigma: float) -> npt.NDArray[np.floating[Any]]:
+def _disk(radius: int, sigma: float) -> Array:
     """A disk of weights that sum to 1, then softened by a Gaussian of 3 taps (5 from radius 9 up).
 
     As in the reference, the grid ends at the disk's edge for radius 8 and 10 and is mirrored there.
     """
     reach, taps = (8, 1) if radius <= 8 else (radius, 2)
     axis = np.arange(-reach, reach + 1)
-    disk = (axis[:, None] ** 2 + axis[None, :] ** 2 <= radius**2).astype(np.float64)
+    disk: Array = (axis[:, None] ** 2 + axis[None, :] ** 2 <= radius**2).astype(np.float64)
     weights = gauss(sigma, (taps + 0.4) / sigma)
-    disk = cv2.sepFilter2D(
-        disk / disk.sum(), -1, weights, weights, borderType=cv2.BORDER_REFLECT_101
-    )
+    border = cv2.BORDER_REFLECT_101
+    disk = as_floats(cv2.sepFilter2D(disk / disk.sum(), -1, weights, weights, borderType=border))
     # Rows of zeros cost as much as others.
     margin = max(0, reach - radius - taps)
     return disk[margin : len(disk) - margin, margin : len(disk) - margin]

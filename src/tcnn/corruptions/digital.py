@@ -30,8 +30,9 @@ def contrast(image: Image, level: int, rng: np.random.Generator) -> Image:
 def saturate(image: Image, level: int, rng: np.random.Generator) -> Image:
     """Saturation S (HSV) becomes a S + b; hue and value stay.
 
-    (a, b) = (.3, 0) (.1, 0) (2, 0) (5, .1) (20, .2). With V the greatest of R, G and B, each channel
-    is V - (V - x) S'/S. Grey pixels have no hue, and count as red where b > 0, as in the reference.
+    (a, b) = (.3, 0) (.1, 0) (2, 0) (5, .1) (20, .2). With V the greatest of R, G and B, each
+    channel becomes V - (V - x) S'/S, S' clipped to [0, 1]. Grey pixels have no hue, and count as
+    red where b > 0, as in the reference.
 
     Source: ImageNet-C, `saturate`, one of the extra four. An image of one channel has no saturation
     and stays as it is; the reference makes it an RGB image, which turns red at severities 4 and 5.
@@ -55,8 +56,8 @@ def saturate(image: Image, level: int, rng: np.random.Generator) -> Image:
 def elastic_transform(image: Image, level: int, rng: np.random.Generator) -> Image:
     """x displaced by a smooth random field: noise, smoothed by a Gaussian, times α.
 
-    α = 12.5 16.25 21.25 25 30. The noise is uniform within ±.005 H and the deviations are .01 H along
-    y and .01 W along x. Values between pixels are bilinear, and the border is mirrored.
+    α = 12.5 16.25 21.25 25 30. The noise is uniform within ±.005 H and the deviations are .01 H
+    along y and .01 W along x. Values between pixels are bilinear, and the border is mirrored.
 
     Source: ImageNet-C, `elastic_transform`, as `imagecorruptions` has it for any size.
     """
@@ -95,7 +96,9 @@ def pixelate(image: Image, level: int, rng: np.random.Generator) -> Image:
     c = (0.6, 0.5, 0.4, 0.3, 0.25)[level]
     height, width, _ = image.shape
     small = _picture(image).resize((int(width * c), int(height * c)), PIL.Image.Resampling.BOX)
-    return np.array(small.resize((width, height), PIL.Image.Resampling.NEAREST)).reshape(image.shape)
+    return np.array(small.resize((width, height), PIL.Image.Resampling.NEAREST)).reshape(
+        image.shape
+    )
 
 
 def jpeg_compression(image: Image, level: int, rng: np.random.Generator) -> Image:

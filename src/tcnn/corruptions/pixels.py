@@ -16,15 +16,16 @@ SLACK = 2e-3
 
 
 def quantise(y: Array) -> Image:
-    """Values on the scale of 0 to 255, clipped and rounded down as the reference does; y is used up."""
+    """y, on the scale of 0 to 255, clipped and rounded down as the reference does; y is used up."""
     return np.clip(y, 0, 255, out=y).astype(np.uint8)
 
 
 def gauss(sigma: float, truncate: float) -> npt.NDArray[np.float64]:
     """Gaussian weights that sum to 1, out to `truncate` deviations."""
     reach = int(truncate * sigma + 0.5)
-    weights: npt.NDArray[np.float64] = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    return weights / weights.sum()
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    weights /= weights.sum()
+    return np.asarray(weights)
 
 
 def smooth(
@@ -40,7 +41,11 @@ def smooth(
     BORDER_REPLICATE and its mode "reflect" BORDER_REFLECT.
     """
     along_y, along_x = sigma if isinstance(sigma, tuple) else (sigma, sigma)
-    y: Array = cv2.sepFilter2D(
-        x, -1, gauss(along_x, truncate), gauss(along_y, truncate), borderType=border
-    )
-    return y.reshape(x.shape)  # OpenCV drops a single channel
+    kernels = gauss(along_x, truncate), gauss(along_y, truncate)
+    # OpenCV drops a single channel.
+    return as_floats(cv2.sepFilter2D(x, -1, *kernels, borderType=border)).reshape(x.shape)
+
+
+def as_floats(y: npt.NDArray[Any]) -> Array:
+    """y as it is: OpenCV's types do not say which of its results are floats."""
+    return y

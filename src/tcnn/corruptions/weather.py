@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 
 import cv2
@@ -10,12 +11,16 @@ import numpy.typing as npt
 import torch
 
 from tcnn.corruptions.blur import move, zoom
-from tcnn.corruptions.pixels import SLACK, Array, Image, quantise, smooth
+from tcnn.corruptions.pixels import SLACK, Array, Image, as_floats, quantise, smooth
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _WATER = np.array([175, 238, 238], np.float32)  # pale turquoise
 _MUD = np.array([63, 42, 20], np.float32)
 _GREY = np.array([0.2989, 0.5870, 0.1140], np.float32)  # of the two colours above
+
+_FROST_SIDE = 96  # least side that frost is drawn at
+_STEMS = 22  # feathers of frost on a square
+_FRACTION = 4  # bits of a pixel that its lines are placed by
 
 
 def snow(image: Image, level: int, rng: np.random.Generator) -> Image:
@@ -57,8 +62,8 @@ def snow(image: Image, level: int, rng: np.random.Generator) -> Image:
 def frost(image: Image, level: int, rng: np.random.Generator) -> Image:
     """y = a x + b f, f a picture of frost; (a, b) = (1, .4) (.8, .6) (.7, .7) (.65, .7) (.6, .75).
 
-    Source: ImageNet-C, `frost`, but for f. The reference crops f out of five photographs; here it is
-    generated (`_frosted`), with about their mean and deviation, so that results on it are of the
+    Source: ImageNet-C, `frost`, but for f. The reference crops f out of five photographs; here it
+    is generated (`_frosted`), with about their mean and deviation, so that results on it are of the
     same kind, but are not the reference's.
     """
     keep, add = ((1.0, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))[level]
@@ -76,8 +81,8 @@ def frost(image: Image, level: int, rng: np.random.Generator) -> Image:
 def fog(image: Image, level: int, rng: np.random.Generator) -> Image:
     """y = (x + c p) m / (m + c), p a plasma fractal in [0, 1] and m the greatest value of x.
 
-    (c, d) = (1.5, 2) (2, 2) (2.5, 1.7) (2.5, 1.5) (3, 1.4); d is how much the fractal's detail decays
-    from one scale to the next.
+    (c, d) = (1.5, 2) (2, 2) (2.5, 1.7) (2.5, 1.5) (3, 1.4); d is how much the fractal's detail
+    decays from one scale to the next.
 
     Source: ImageNet-C, `fog`; the fractal is the smallest that covers the image, as in
     `imagecorruptions`.
@@ -111,15 +116,15 @@ def spatter(image: Image, level: int, rng: np.random.Generator) -> Image:
     """Drops of water (severities 1 to 3) or of mud (4 and 5) on the lens.
 
     A liquid is normal noise of mean m and deviation s, smoothed by a Gaussian of deviation σ, and 0
-    below t. Water adds a p times pale turquoise, p the liquid weighted by the equalised and embossed
-    distance to its edges, at most 1. Mud replaces a share p of x, p the liquid's place smoothed by a
-    Gaussian of deviation a, and 0 below .8.
+    below t. Water adds a p times pale turquoise, p the liquid weighted by the equalised and
+    embossed distance to its edges, its greatest value 1. Mud replaces a share p of x, p the
+    liquid's place (1 where it is, else 0) smoothed by a Gaussian of deviation a, and 0 below .8.
 
     (m, s, σ, t, a) = (.65, .3, 4, .69, .6) (.65, .3, 3, .68, .6) (.65, .3, 2, .68, .5)
     (.65, .3, 1, .65, 1.5) (.67, .4, 1, .65, 1.5).
 
-    Source: ImageNet-C, `spatter`, one of the extra four. Where no liquid is left the image stays; the
-    reference divides by 0 there.
+    Source: ImageNet-C, `spatter`, one of the extra four. Where no liquid is left the image stays;
+    the reference divides by 0 there.
     """
     mean, deviation, sigma, threshold, amount = (
         (0.65, 0.3, 4, 0.69, 0.6),
@@ -155,15 +160,14 @@ def _depth(liquid: Image) -> Array:
     near = cv2.blur(np.minimum(distance, 20), (3, 3)).astype(np.uint8)
     emboss = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
     relief = cv2.filter2D(cv2.equalizeHist(near), cv2.CV_8U, emboss)
-    depth: Array = liquid * cv2.blur(relief, (3, 3)).astype(np.float32)
-    return depth
+    return as_floats(liquid * cv2.blur(relief, (3, 3)).astype(np.float32))
 
 
 def _plasma(side: int, decay: float, rng: np.random.Generator) -> npt.NDArray[np.float64]:
     """Fractal heights in [0, 1] by diamond and square on a torus, (side, side), a power of two.
 
-    Each point is the mean of its four neighbours on the present grid plus uniform noise, whose reach
-    falls by `decay` whenever the grid doubles.
+    Each point is the mean of its four neighbours on the present grid plus uniform noise, which
+    falls by `decay` squared whenever the grid doubles.
     """
     heights = np.zeros((side, side))
     step, reach = side, 100.0
@@ -184,52 +188,72 @@ def _plasma(side: int, decay: float, rng: np.random.Generator) -> npt.NDArray[np
 
 
 def _frosted(height: int, width: int, rng: np.random.Generator) -> Array:
-    """Frost on a pane: feathers of ice that grow from a few seeds, on a veil of uneven thickness.
+    """Frost on a pane: feathers of ice over a veil of uneven thickness.
 
-    A pixel belongs to the nearest seed. With u along the seed's direction and |v| across it, barbs
-    are the ridges of a noise in u - |v| / tan 60°, of two scales, and the spine lies at v = 0.
-    Lengths are in shares of the shorter side.
+    A feather is a bent stem with barbs on both sides, about 60° from it, and smaller barbs on
+    those. Lengths are in shares of the shorter side, so frost looks alike at any size.
 
     Returns:
-        (H, W) of float32: mean 0, deviation 38 grey levels.
+        (H, W) of float32: mean 0, deviation 36 grey levels.
     """
-    side = min(height, width)
-    y, x = (np.arange(n, dtype=np.float32) / side for n in (height, width))
-    bend = [_veil(height, width, 4, rng) for _ in range(2)]
-    rows, columns = y[:, None] + 0.06 * bend[0], x + 0.06 * bend[1]
-
-    seeds = 14
-    top, left = rng.random(seeds) * height / side, rng.random(seeds) * width / side
-    angles = rng.uniform(0, 2 * np.pi, seeds)
-    nearest = np.full((height, width), np.inf, np.float32)
-    owner = np.zeros((height, width), np.intp)
-    for i in range(seeds):
-        distance = (rows - np.float32(top[i])) ** 2 + (columns - np.float32(left[i])) ** 2
-        closer = distance < nearest
-        nearest[closer] = distance[closer]
-        owner[closer] = i
-
-    def of(values: npt.NDArray[np.float64]) -> Array:
-        return values.astype(np.float32)[owner]
-
-    down, right = rows - of(top), columns - of(left)
-    sine, cosine = of(np.sin(angles)), of(np.cos(angles))
-    u = right * cosine + down * sine
-    v = np.abs(down * cosine - right * sine)
-    barbs = np.zeros((height, width), np.float32)
-    for scale, weight in ((24, 0.6), (60, 0.4)):
-        line = rng.random(1024).astype(np.float32)
-        place = (u - v * 0.577) * scale + 512
-        floor = np.floor(place)
-        share = place - floor
-        index = floor.astype(np.intp) % 1023
-        barbs += weight * (line[index] * (1 - share) + line[index + 1] * share)
-    spine = np.exp(-(v / 0.012) ** 2)
-    thickness = _veil(height, width, 3, rng) + 0.5 * _veil(height, width, 9, rng)
-    ice = 1.6 * barbs**2 + 0.25 * spine + 0.22 * thickness + 0.05 * _veil(height, width, 40, rng)
+    # Lines are a pixel wide at least, so small images are drawn larger.
+    scale = max(1.0, _FROST_SIDE / min(height, width))
+    tall, wide = math.ceil(height * scale), math.ceil(width * scale)
+    side = min(tall, wide)
+    feathers = np.zeros((tall, wide), np.uint8)
+    levels = _feather_lines(tall / side, wide / side, rng)
+    # The least barbs are shorter than a pixel of a small image, and most of the work.
+    for shade, start, end in reversed(levels if scale == 1 else levels[:2]):
+        ends = np.stack([start, end], axis=1)
+        points = np.stack([ends.real, ends.imag], axis=2) * (side << _FRACTION)
+        cv2.polylines(
+            feathers,
+            list(points.astype(np.int32)),
+            isClosed=False,
+            color=shade,
+            thickness=max(1, side // 224),
+            lineType=cv2.LINE_AA,
+            shift=_FRACTION,
+        )
+    lines = feathers.astype(np.float32)
+    glow = cv2.GaussianBlur(lines, (0, 0), side / 90)
+    thickness = _veil(tall, wide, 3, rng) + 0.6 * _veil(tall, wide, 9, rng)
+    grain = _veil(tall, wide, 90, rng)
+    ice = lines * (1 + 0.25 * grain) + 0.9 * glow + 22 * thickness + 9 * grain
+    ice = as_floats(cv2.resize(ice, (width, height), interpolation=cv2.INTER_AREA))
     ice -= ice.mean()
-    ice *= 38 / ice.std()
+    ice *= 36 / ice.std()
     return ice
+
+
+def _feather_lines(
+    height: float, width: float, rng: np.random.Generator
+) -> list[tuple[int, npt.NDArray[np.complex128], npt.NDArray[np.complex128]]]:
+    """Stems, barbs and barbs of barbs: (shade, starts, ends), a point being x + i y."""
+    area = height * width
+    stems, joints, twigs = max(4, round(_STEMS * area)), 22, 4
+    base = rng.uniform(0, width, stems) + 1j * rng.uniform(0, height, stems)
+    length = rng.uniform(0.25, 0.7, stems)
+    along = (np.arange(joints + 1) + rng.uniform(-0.2, 0.2, (stems, joints + 1))) / joints
+    heading = rng.uniform(0, 2 * np.pi, (stems, 1)) + rng.uniform(-0.9, 0.9, (stems, 1)) * along
+    path = base[:, None] + np.cumsum(length[:, None] / joints * np.exp(1j * heading), axis=1)
+    levels = [(235, path[:, :-1].ravel(), path[:, 1:].ravel())]
+
+    root, direction = path[:, :-1, None], heading[:, :-1, None]
+    reach = (
+        length[:, None, None] * 0.32 * np.sin(np.pi * (0.12 + 0.86 * along[:, :-1, None])) ** 0.7
+    )
+    both = np.array([-1.0, 1.0])
+    angle = direction + both * rng.uniform(0.85, 1.15, (stems, joints, 2))
+    barb = reach * rng.uniform(0.35, 1, (stems, joints, 2)) * np.exp(1j * angle)
+    levels.append((165, (root + 0 * barb).ravel(), (root + barb).ravel()))
+
+    at = np.linspace(0.25, 0.85, twigs)[:, None]
+    root = (root + 0 * barb)[..., None, None] + at * barb[..., None, None]
+    twig = barb[..., None, None] * 0.35 * (1.1 - at) * np.exp(1j * both)
+    twig = twig * rng.uniform(0.5, 1.2, twig.shape)
+    levels.append((100, (root + 0 * twig).ravel(), (root + twig).ravel()))
+    return levels
 
 
 def _veil(height: int, width: int, cells: int, rng: np.random.Generator) -> Array:
@@ -237,8 +261,7 @@ def _veil(height: int, width: int, cells: int, rng: np.random.Generator) -> Arra
     side = min(height, width)
     shape = (cells * height // side + 2, cells * width // side + 2)
     coarse = rng.standard_normal(shape).astype(np.float32)
-    veil: Array = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    return veil
+    return as_floats(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC))
 
 
 @cache
