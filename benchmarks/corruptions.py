@@ -80,15 +80,15 @@ def compare(name: str, image: Image, runs: int) -> dict[str, str | int | float]:
 def draw(path: Path) -> None:
     """A photograph as it is and under every corruption at severity 3."""
     photograph = cv2.resize(
-        skimage.data.chelsea()[:, 75:375], (128, 128), interpolation=cv2.INTER_AREA
+        skimage.data.chelsea()[:, 75:375], (112, 112), interpolation=cv2.INTER_AREA
     )
-    figure = Figure(figsize=(7, 6.3), layout="constrained")
+    figure = Figure(figsize=(6.2, 5.6), layout="constrained")
     for axes, name in zip(figure.subplots(4, 5).flat, ("original", *CORRUPTIONS), strict=True):
         image = photograph
         if name in CORRUPTIONS:
             image = corrupt(photograph, name, 3, image_rng(0, name, 3, 0))
         axes.imshow(image, interpolation="nearest")
-        axes.set_title(name.replace("_", " "), fontsize=9)
+        axes.set_title(name.replace("_", " "), fontsize=8)
         axes.axis("off")
     figure.savefig(path, dpi=100)
 
