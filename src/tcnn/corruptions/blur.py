@@ -68,7 +68,7 @@ def motion_blur(image: Image, level: int, rng: np.random.Generator) -> Image:
     (r, σ) = (10, 3) (15, 5) (15, 8) (15, 12) (20, 15). The border's last pixel is repeated.
 
     Source: ImageNet-C, `motion_blur`, as `imagecorruptions` has it without ImageMagick. As there,
-    moves by a whole side or more are left out, and their light with them (up to .17 of it at 32
+    moves by a whole side or more are left out, and their light with them (up to .03 of it at 32
     pixels and severity 5). Below 32 pixels, where the reference takes no images, moves are left out
     as at 32, so that small images lose no more.
     """
