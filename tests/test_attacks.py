@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from nets import lively
 from tcnn import GPSAConfig, recast
-from tcnn.attacks import attack_accuracy, fgsm, fgsm_accuracy, pgd
+from tcnn.attacks import fgsm, pgd
 from tcnn.errors import TCNNError
 from tcnn.layers import gpsa_layers
 
@@ -164,8 +163,6 @@ def test_no_gradient_at_all(function: Callable[[Tensor], Tensor], bias: bool) ->
     attack = fgsm(Constant(function, bias), x, y, 0.1, normalize=shifted)
     assert attack.masked.all()
     assert torch.equal(attack.images, x)
-    batches = [(x[:3], y[:3]), (x[3:], y[3:])]
-    assert fgsm_accuracy(Constant(function, bias), batches, 0.1, normalize=shifted).masked == 4
 
 
 def test_masked_images_are_told_from_the_others() -> None:
@@ -189,7 +186,7 @@ def test_the_model_stays_as_it_was() -> None:
     x, y = pixels(), labels()
     images, truth = x.clone(), y.clone()
 
-    fgsm_accuracy(model, [(x, y)], 0.1, normalize=shifted)
+    fgsm(model, x, y, 0.1, normalize=shifted)
     with pytest.raises(RuntimeError):
         fgsm(model, pixels(channels=2), y, 0.1, normalize=shifted)
 
@@ -223,39 +220,16 @@ def test_images_that_ask_for_a_gradient_themselves() -> None:
     assert x.grad is None
 
 
-def test_accuracy_against_a_loop() -> None:
-    model, x, y = network(), pixels(12), labels(12)
-    batches = list(zip(x.split(5), y.split(5), strict=True))
-    result = fgsm_accuracy(model, batches, 0.05, normalize=shifted)
-    model.eval()
-    expected = []
-    for i in range(12):
-        attacked = fgsm(model, x[i, None], y[i, None], 0.05, normalize=shifted).images
-        expected.append(int(model(shifted(attacked)).argmax()) == int(y[i]))
-    assert result.correct.tolist() == expected
-    assert result.images == 12
-    assert result.top1 == pytest.approx(sum(expected) / 12)
-    assert result.masked == 0
-    assert result.epsilon == 0.05
-
-
 def test_accuracy_falls_and_at_zero_is_the_clean_one() -> None:
     model, x = network().eval(), pixels(12)
     y = model(shifted(x)).argmax(dim=1)  # right on every clean image
-    tops = [fgsm_accuracy(model, [(x, y)], e, normalize=shifted).top1 for e in (0, 0.02, 0.3)]
+    tops = []
+    for epsilon in (0, 0.02, 0.3):
+        attacked = fgsm(model, x, y, epsilon, normalize=shifted).images
+        tops.append((model(shifted(attacked)).argmax(dim=1) == y).double().mean())
     assert tops[0] == 1
     assert tops[0] >= tops[1] >= tops[2]
     assert tops[2] < 0.5
-
-
-def test_output() -> None:
-    result = fgsm_accuracy(network(), [(pixels(12), labels(12))], 8 / 255, normalize=shifted)
-    plain = json.loads(json.dumps(result.to_json()))
-    assert plain.keys() == {"epsilon", "images", "top1", "top1_standard_error", "masked"}
-    assert plain["images"] == 12
-    assert result.table().splitlines()[0].split() == ["images", "ε", "×", "255", "top-1", "%", "±",
-                                                      "%", "masked"]  # fmt: skip
-    assert result.table().splitlines()[2].split()[:2] == ["12", "8"]
 
 
 @pytest.mark.parametrize("epsilon", [-0.1, 8, math.nan])
@@ -263,7 +237,6 @@ def test_epsilon_of_another_scale(epsilon: float) -> None:
     for call in (
         lambda: fgsm(Linear(), pixels(), labels(), epsilon, normalize=as_is),
         lambda: pgd(Linear(), pixels(), labels(), epsilon, normalize=as_is),
-        lambda: fgsm_accuracy(Linear(), [], epsilon, normalize=as_is),
     ):
         with pytest.raises(TCNNError, match=r"`epsilon` in \[0, 1\].*8/255"):
             call()
@@ -286,11 +259,6 @@ def test_gradients_that_are_no_numbers() -> None:
     for attack in (fgsm, pgd):
         with pytest.raises(TCNNError, match="NaN"):
             attack(Root(), pixels(), labels(), 0.1, normalize=as_is)
-
-
-def test_no_images() -> None:
-    with pytest.raises(TCNNError, match="holds none"):
-        fgsm_accuracy(network(), [], 0.1, normalize=shifted)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -456,13 +424,3 @@ def test_pgd_under_callers_without_gradients(caller: Callable[[], torch.no_grad]
 def test_pgd_settings_out_of_range(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(TCNNError, match=message):
         pgd(network(), pixels(), labels(), 0.1, normalize=shifted, **wrong)
-
-
-def test_accuracy_under_pgd() -> None:
-    model, x, y = network(), pixels(12), labels(12)
-    attack = partial(pgd, steps=3)
-    batches = list(zip(x.split(5), y.split(5), strict=True))
-    result = attack_accuracy(model, batches, 0.05, normalize=shifted, attack=attack)
-    moved = pgd(model, x, y, 0.05, normalize=shifted, steps=3).images
-    assert result.correct.tolist() == (model.eval()(shifted(moved)).argmax(1) == y).tolist()
-    assert result.masked == 0

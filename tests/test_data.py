@@ -1,13 +1,11 @@
-"""Digits, splits and loaders."""
+"""Digits and splits."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
-from tcnn.data import ArrayImages, ImageSet, digits, loader, split
-from tcnn.view import View
+from tcnn.data import ArrayImages, ImageSet, digits, split
 
 
 def tiny(n: int = 40, classes: int = 4) -> ImageSet:
@@ -75,21 +73,6 @@ def test_bad_sets_are_refused() -> None:
         ImageSet(good.images, good.labels[:3], good.classes)
     with pytest.raises(ValueError, match="from 0 to 2, but got 0 to 3"):
         ImageSet(good.images, good.labels, ("a", "b", "c"))
-
-
-def test_a_loader_keeps_the_order_and_the_labels() -> None:
-    batches = list(loader(tiny(), 7))
-    assert [len(x) for x, _ in batches] == [7] * 5 + [5]
-    found = torch.cat([x for x, _ in batches])
-    assert (found[:, 0, 0, 0] * 255).round().int().tolist() == list(range(40))
-    assert torch.cat([y for _, y in batches]).tolist() == tiny().labels.tolist()
-
-
-def test_a_loader_normalises_as_a_network_takes_images() -> None:
-    view = View((1, 6, 5), (0.25,), (0.5,), "bilinear", 1.0)
-    for (x, y), (plain, labels) in zip(loader(tiny(), 7, view), loader(tiny(), 7), strict=True):
-        torch.testing.assert_close(x, (plain - 0.25) / 0.5)
-        assert torch.equal(y, labels)
 
 
 def test_images_one_by_one() -> None:

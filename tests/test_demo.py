@@ -55,7 +55,8 @@ def test_the_saved_hybrid_is_the_one_tested(ran: tuple[DemoResult, list[str]]) -
     x, y = test.tensors()
     with torch.no_grad():
         correct = model(x).argmax(1) == y
-    assert correct.tolist() == result.arms["hybrid"].clean.correct.tolist()
+    tested = result.clean.parts[0].scores["hybrid"].result
+    assert correct.tolist() == tested.correct.tolist()
     gates = [g.item() for m in model.modules() if isinstance(m, tcnn.GPSA2d) for g in m.gate]
     assert [head.gate for head in result.heads.heads] == gates
     assert 1 not in gates
@@ -65,19 +66,22 @@ def test_the_figures_hang_together(ran: tuple[DemoResult, list[str]]) -> None:
     result, _ = ran
     assert result.equivalence.ok
     assert [row.name for row in result.plan.taken] == ["layer3.0.conv1", "layer3.0.conv2"]
-    assert list(result.fits) == list(result.arms) == ["cnn", "control", "hybrid"]
+    assert list(result.fits) == list(result.test.models) == ["cnn", "control", "hybrid"]
     assert result.fits["control"].config == result.fits["hybrid"].config
-    hybrid, control = result.arms["hybrid"], result.arms["control"]
+    parts = result.test.parts
+    assert [part.suite for part in parts] == ["clean"] + 10 * ["corruptions"]
+    hybrid, control = (
+        [part.scores[arm].result.correct.double() for part in parts]
+        for arm in ("hybrid", "control")
+    )
     mean, error = result.differences()["clean"]
-    assert mean == pytest.approx(hybrid.clean.top1 - control.clean.top1)
-    change = hybrid.clean.correct.double() - control.clean.correct.double()
+    change = hybrid[0] - control[0]
+    assert mean == pytest.approx(change.mean().item())
     assert error == pytest.approx(change.std().item() / math.sqrt(359))
-    assert result.differences()["corrupted"][0] == pytest.approx(hybrid.top1 - control.top1)
-    ratios = [
-        sum(1 - r.result.top1 for r in hybrid.corrupted if r.corruption == name)
-        / sum(1 - r.result.top1 for r in control.corrupted if r.corruption == name)
-        for name in hybrid.corruptions
-    ]
+    both = [sum(c.mean().item() for c in arm[1:]) / 10 for arm in (hybrid, control)]
+    assert result.differences()["corrupted"][0] == pytest.approx(both[0] - both[1])
+    errors = [[1 - c.mean().item() for c in arm[1:]] for arm in (hybrid, control)]
+    ratios = [sum(errors[0][i : i + 2]) / sum(errors[1][i : i + 2]) for i in range(0, 10, 2)]
     assert result.mce() == pytest.approx(sum(ratios) / 5)
 
 

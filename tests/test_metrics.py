@@ -48,12 +48,6 @@ def test_correct() -> None:
     assert metrics.correct(logits, torch.tensor([1, 2, 0])).tolist() == [True, False, True]
 
 
-def test_corruption_error_by_hand() -> None:
-    errors = torch.tensor([[0.1, 0.3], [0.2, 0.2]])
-    baseline = torch.tensor([[0.2, 0.6], [0.1, 0.3]])
-    assert metrics.corruption_error(errors, baseline).tolist() == pytest.approx([0.5, 1.0])
-
-
 @pytest.mark.parametrize(("top1", "published"), [(RESNET50, 76.70), (ANT_SIN, 61.20)])
 def test_published_errors_give_the_published_mce(top1: dict[str, float], published: float) -> None:
     # The table is rounded to 0.01 points of top-1, the mCE to 0.01.
@@ -95,27 +89,6 @@ def test_missing_corruptions_are_named() -> None:
         metrics.mean_corruption_error(errors)
     with pytest.raises(TCNNError, match="frost, fog are missing"):
         metrics.relative_mean_corruption_error(errors, 0.2)
-
-
-def test_in_top_by_hand() -> None:
-    logits = torch.tensor([[5.0, 4, 3, 2, 1, 0], [0.0, 1, 2, 3, 4, 5]])
-    labels = torch.tensor([4, 0])
-    assert metrics.in_top(logits, labels).tolist() == [True, False]
-    assert metrics.in_top(logits, labels, 4).tolist() == [False, False]
-    assert metrics.in_top(logits, labels, 6).tolist() == [True, True]
-    assert metrics.in_top(logits, labels, 99).tolist() == [True, True]
-
-
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**31))
-def test_in_top_against_a_loop(classes: int, k: int, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    logits = torch.randn(7, classes, generator=generator, dtype=torch.float64)
-    labels = torch.randint(classes, (7,), generator=generator)
-    expected = []
-    for row, label in zip(logits.tolist(), labels.tolist(), strict=True):
-        expected.append(label in sorted(range(classes), key=lambda c: -row[c])[:k])
-    assert metrics.in_top(logits, labels, k).tolist() == expected
-    assert torch.equal(metrics.in_top(logits, labels, 1), metrics.correct(logits, labels))
 
 
 def test_calibration_by_hand() -> None:

@@ -128,11 +128,22 @@ def test_grey(crop: str) -> None:
 
 def test_pixels_are_what_the_network_sees() -> None:
     view = View.of(nn.Identity(), DataConfig(input_size=(3, 24, 20)))
-    pixels = view.pixels(picture())
-    assert pixels.shape == (24, 20, 3)
-    assert pixels.dtype == np.uint8
-    x = torch.from_numpy(pixels).permute(2, 0, 1).float() / 255
+    pixels = view.in_pixels()(picture())
+    assert pixels.shape == (3, 24, 20)
+    assert pixels.dtype == torch.uint8
+    x = pixels.float() / 255
     torch.testing.assert_close(view.normalize(x[None])[0], view.transform()(picture()))
+
+
+def test_other_views_of_the_same_network() -> None:
+    view = View.of(nn.Identity(), DataConfig(input_size=(3, 24, 20), mean=(0.1, 0.2, 0.3)))
+    assert view.scaled(1.5).input_size == (3, 36, 30)
+    assert view.scaled(0.01).input_size == (3, 1, 1)
+    assert view.uncropped().crop_pct == 1
+    other = View.of(nn.Identity(), DataConfig(input_size=(3, 24, 20), std=(0.5, 0.5, 0.5)))
+    assert view != other
+    assert view.in_pixels_alike() == other.in_pixels_alike()
+    assert torch.equal(view.in_pixels()(picture()), other.in_pixels()(picture()))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""Adversarial images: projected gradient descent (PGD), its one-step form, the fast gradient sign
-method (FGSM), and a network's accuracy under an attack.
+"""Adversarial images: projected gradient descent (PGD) and its one-step form, the fast gradient
+sign method (FGSM).
 
 An image whose gradient is zero everywhere comes back as it was: the network has not withstood the
 attack, it has hidden from it. Such images are counted as masked, to be told beside any accuracy.
@@ -8,19 +8,16 @@ attack, it has hidden from it. Such images are counted as masked, to be told bes
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tcnn import metrics
 from tcnn.errors import TCNNError
 from tcnn.running import eval_mode
-from tcnn.tables import text_table
 
 
 @dataclass(frozen=True)
@@ -34,55 +31,6 @@ class Attack:
 
     images: Tensor
     masked: Tensor
-
-
-@dataclass(frozen=True)
-class AttackResult:
-    """How a network did on attacked images.
-
-    Attributes:
-        epsilon: size of the attack, for pixels in [0, 1].
-        images: number of images.
-        top1: share of them whose highest score is the label's.
-        correct: which of them, (N,) of bool, in their order.
-        masked: number of images that had no gradient to attack along, and stayed as they were.
-    """
-
-    epsilon: float
-    images: int
-    top1: float
-    correct: Tensor = field(repr=False, compare=False)
-    masked: int
-
-    @property
-    def top1_error(self) -> float:
-        """Standard error of `top1` for a sample of so many images."""
-        return metrics.standard_error(self.correct).item()
-
-    def table(self) -> str:
-        """One line of figures; ε in grey levels of 1/255."""
-        return text_table(
-            ("images", "ε × 255", "top-1 %", "± %", "masked"),
-            [
-                (
-                    self.images,
-                    255 * self.epsilon,
-                    f"{self.top1:.2%}",
-                    f"{self.top1_error:.2%}",
-                    self.masked,
-                )
-            ],
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """The figures as plain data."""
-        return {
-            "epsilon": self.epsilon,
-            "images": self.images,
-            "top1": self.top1,
-            "top1_standard_error": self.top1_error,
-            "masked": self.masked,
-        }
 
 
 def fgsm(
@@ -187,50 +135,6 @@ def _gradient(
             "floating-point type, and mind operations without a derivative (a root at 0)."
         )
     return gradient
-
-
-def attack_accuracy(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    epsilon: float,
-    *,
-    normalize: Callable[[Tensor], Tensor],
-    attack: Callable[..., Attack] = fgsm,
-) -> AttackResult:
-    """Attack every image, and classify what comes out.
-
-    Args:
-        model, epsilon, normalize: as of `fgsm`.
-        batches: images (pixels in [0, 1]) and labels, such as a `DataLoader`.
-        attack: `fgsm`, or `pgd`, its other arguments bound by `functools.partial`.
-
-    Raises:
-        TCNNError: there is no image, or as from the attack.
-    """
-    _check_epsilon(epsilon)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    hits, masked = [], 0
-    for images, labels in batches:
-        made = attack(model, images.to(device), labels.to(device), epsilon, normalize=normalize)
-        with eval_mode(model), torch.no_grad():
-            logits = model(normalize(made.images)).cpu()
-        hits.append(metrics.correct(logits, labels.cpu()))
-        masked += int(made.masked.sum())
-    if not sum(map(len, hits)):
-        raise TCNNError("Expected images to attack, but `batches` holds none.")
-    correct = torch.cat(hits)
-    return AttackResult(epsilon, len(correct), correct.double().mean().item(), correct, masked)
-
-
-def fgsm_accuracy(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    epsilon: float,
-    *,
-    normalize: Callable[[Tensor], Tensor],
-) -> AttackResult:
-    """`attack_accuracy` under `fgsm`."""
-    return attack_accuracy(model, batches, epsilon, normalize=normalize)
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from tcnn.data_config import DataConfig
 from tcnn.errors import TCNNError
@@ -148,25 +146,6 @@ def split(images: ImageSet, seed: int, validation: float = 0.2, test: float = 0.
             part.append(chunk)
     held_out, checked, train = (images.subset(np.sort(np.concatenate(part))) for part in parts)
     return Splits(train, checked, held_out)
-
-
-def loader(images: ImageSet, batch_size: int, view: View | None = None) -> DataLoader[Any]:
-    """Batches of (images, labels) in their order, in this process.
-
-    Args:
-        images: the images, as large as the network takes them.
-        batch_size: images in a batch.
-        view: how the network takes them; None is pixels in [0, 1].
-    """
-    dataset = TensorDataset(*images.tensors())
-    if view is None:
-        return DataLoader(dataset, batch_size)
-
-    def collate(items: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        pixels, labels = (torch.stack(column) for column in zip(*items, strict=True))
-        return view.normalize(pixels), labels
-
-    return DataLoader(dataset, batch_size, collate_fn=collate)
 
 
 def pictures(folder: Path, model: nn.Module, size: tuple[int, int, int], count: int) -> Tensor:

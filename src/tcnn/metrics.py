@@ -39,15 +39,6 @@ def correct(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.argmax(dim=1) == labels
 
 
-def in_top(logits: Tensor, labels: Tensor, k: int = 5) -> Tensor:
-    """Whether each label is among the k highest scores: (N, K) and (N,) to (N,) of bool.
-
-    With k >= K every label is.
-    """
-    best = logits.topk(min(k, logits.shape[1]), dim=1).indices
-    return (best == labels[:, None]).any(dim=1)
-
-
 def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 15) -> Tensor:
     r"""How far confidence is from the accuracy that it promises.
 
@@ -75,29 +66,11 @@ def expected_calibration_error(confidence: Tensor, correct: Tensor, bins: int = 
     return gaps.abs().sum() / len(confidence)
 
 
-def corruption_error(errors: Tensor, baseline: Tensor) -> Tensor:
-    """CE_c = Σ_s E_{s,c} / Σ_s E⁰_{s,c}, the errors of a network relative to a baseline's.
-
-    The mean over corruptions is the mCE. In published figures the baseline is AlexNet.
-
-    Args:
-        errors: error rates E, (corruptions, severities).
-        baseline: those of the baseline, E⁰, in the same order.
-
-    Returns:
-        (corruptions,).
-
-    Source: Hendrycks & Dietterich 2019 (arXiv 1903.12261) §3.2.
-    """
-    return errors.sum(dim=1) / baseline.sum(dim=1)
-
-
 def mean_corruption_error(errors: Mapping[str, float]) -> float:
     """mCE = (1/15) Σ_c E_c / E_c^AlexNet, over exactly the 15 corruptions of `ALEXNET`.
 
-    0.767 is what is published as 76.7. Both errors are means over severities 1 to 5, so that their
-    ratio is that of the sums in `corruption_error`. It can be set beside published figures only if
-    the images are the published files.
+    0.767 is what is published as 76.7. Both errors are means over severities 1 to 5. It can be
+    set beside published figures only if the images are the published files.
 
     Args:
         errors: corruption → mean top-1 error rate, from 0 to 1. Other names than the 15, such as
