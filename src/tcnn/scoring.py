@@ -6,6 +6,7 @@ on one process, and is counted once.
 
 from __future__ import annotations
 
+import logging
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -155,6 +156,9 @@ def make_fabric(config: InferenceConfig) -> Fabric:
         TCNNError: there are no such devices.
     """
     processes = config.processes > 1
+    logger = logging.getLogger("lightning.fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # without its notes on precision and processes
     try:
         fabric = Fabric(
             accelerator=config.accelerator,
@@ -163,13 +167,15 @@ def make_fabric(config: InferenceConfig) -> Fabric:
             strategy="ddp" if processes else "auto",
             precision=config.precision if config.precision != "32" else "32-true",
         )
+        if processes:
+            fabric.launch()
     except Exception as error:  # Lightning raises several kinds for devices that are not there
         reason = " ".join(str(error).split())
         raise TCNNError(
             f"Expected {config.devices} devices of kind {config.accelerator!r}, but: {reason}"
         ) from error
-    if processes:
-        fabric.launch()
+    finally:
+        logger.setLevel(level)
     return fabric
 
 
