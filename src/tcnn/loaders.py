@@ -205,7 +205,7 @@ class ImageData(lightning.LightningDataModule):
             batch_sampler=order,
             collate_fn=batch_of,
             pin_memory=torch.cuda.is_available(),
-            **reader_options(self.config.workers),
+            **reader_options(self.config.workers, Pictures.__module__),
         )
 
 

@@ -75,8 +75,12 @@ def batch_of(items: list[tuple[Tensor, int, list[Unread]]]) -> tuple[Tensor, Ten
     return torch.stack(images), torch.tensor(labels), [line for lines in unread for line in lines]
 
 
-def reader_options(workers: int) -> dict[str, Any]:
+def reader_options(workers: int, module: str) -> dict[str, Any]:
     """What a `DataLoader` is told of the processes that read for it.
+
+    Args:
+        workers: how many.
+        module: where the dataset is defined; imported once for all of them.
 
     They are not forks of this process: it has threads (of gloo, OpenMP, TensorBoard) whose locks a
     fork may find taken, and then it waits for ever. A server without threads forks them instead.
@@ -85,7 +89,7 @@ def reader_options(workers: int) -> dict[str, Any]:
         return {"num_workers": 0}
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    context.set_forkserver_preload([__name__, "timm.data"])  # once for all of them
+    context.set_forkserver_preload([module, "timm.data"])
     return {
         "num_workers": workers,
         "multiprocessing_context": context,

@@ -354,7 +354,10 @@ def _loader(
         for start in starts[fabric.global_rank :: fabric.world_size]
     ]
     return DataLoader(
-        images, batch_sampler=batches, collate_fn=as_listed, **reader_options(data.workers)
+        images,
+        batch_sampler=batches,
+        collate_fn=as_listed,
+        **reader_options(data.workers, PixelImages.__module__),
     )
 
 
