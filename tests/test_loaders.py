@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
+import time
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -324,3 +328,46 @@ def test_identity_tells_runs_apart() -> None:
 def test_options_out_of_range(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DataConfig(**options)
+
+
+FOREVER = """
+import os, time
+from torch.utils.data import DataLoader
+from tcnn.reading import Pictures, reader_options
+
+class Pids:
+    def __len__(self): return 2
+    def __getitem__(self, index): return os.getpid(), os.getppid()
+
+if __name__ == "__main__":
+    for batch in DataLoader(Pids(), batch_size=None, **reader_options(1, Pictures.__module__)):
+        print(*batch, flush=True)
+        time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "forever.py").write_text(FOREVER)
+    run = subprocess.Popen(
+        [sys.executable, tmp_path / "forever.py"], stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout is not None
+    processes = [int(word) for word in run.stdout.readline().split()]
+    assert len(processes) == 2
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    deadline = time.monotonic() + 60
+    while any(_alive(process) for process in processes):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    # One that nobody has waited for is dead nevertheless.
+    stat = Path(f"/proc/{process}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"

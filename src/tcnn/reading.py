@@ -6,8 +6,10 @@ Without Lightning, so that the workers start soon.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
 import signal
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,10 +95,22 @@ def reader_options(workers: int, module: str) -> dict[str, Any]:
     return {
         "num_workers": workers,
         "multiprocessing_context": context,
-        "worker_init_fn": _leave_interrupts,
+        "worker_init_fn": _follow,
     }
 
 
-def _leave_interrupts(worker: int) -> None:
-    """Ctrl-C is for the process that reads are for: it ends its workers itself."""
+def _follow(worker: int) -> None:
+    """Live as long as the process that the reading is for, which alone hears of Ctrl-C.
+
+    PyTorch's own watch is over the process that forked this one. That is the server, which stays
+    while its workers do: after a kill all of them would be left.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(
+        target=_end_with, args=(multiprocessing.parent_process(),), daemon=True
+    ).start()
+
+
+def _end_with(process: Any) -> None:
+    process.join()
+    os._exit(1)
