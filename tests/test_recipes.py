@@ -27,6 +27,10 @@ SHORT: dict[str, list[str]] = {
         *("--train.epochs", "1", "--train.batch_size", "4", "--train.warmup_epochs", "0"),
         *("--data.input_size", "[3, 64, 64]", "--data.workers", "0", "--engine.precision", "32"),
     ],
+    "robustness_cifar10": [
+        *("--engine.devices", "1", "--data.workers", "0", "--measure.severities", "[3]"),
+        *("--measure.corruptions", "[contrast, saturate]", "--measure.pgd_steps", "1"),
+    ],
     "study_cifar10": [
         *("--seeds", "[0]", "--data.max_train", "8", "--train.batch_size", "4"),
         *("--arms", "{cnn: {epochs: 0}, control: {}, hybrid: {hybrid: true}}"),
@@ -88,12 +92,19 @@ def test_recipe(recipe: Path, data: Path, tmp_path: Path, monkeypatch: pytest.Mo
     shutil.copytree(data / "data", tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     content: dict[str, Any] = yaml.safe_load(recipe.read_text())
-    command = "study" if "arms" in content else "finetune"
+    command = "study" if "arms" in content else "robustness" if "suite" in content else "finetune"
+    if command == "robustness":
+        network = tcnn.load_model("tcnn.networks:cifar_resnet20", num_classes=2)
+        for place in (content["model"], content["compare"]):
+            tcnn.save(network, place, classes=["a", "b"])
     assert main([command, "--config", str(recipe), *SHORT[recipe.stem]]) == 0
     out = tmp_path / content["out"]
     if command == "study":
         assert (out / "study.md").is_file()
         saved = next(out.glob("arms/*/seed0/model"))
+    elif command == "robustness":
+        assert (out / "robustness.md").is_file()
+        return
     else:
         saved = out
     assert not tcnn.load(saved).training
