@@ -34,7 +34,7 @@ from tcnn.data_config import ImagesConfig
 from tcnn.errors import TCNNError
 from tcnn.evaluate_config import InferenceConfig, RobustnessConfig
 from tcnn.evaluation import evaluate_images, measure_robustness
-from tcnn.robustness import robustness
+from tcnn.robustness import robustness, weights_checksum
 from tcnn.robustness_result import RobustnessResult
 from tcnn.scoring import make_fabric
 from tcnn.suites import parts_of
@@ -185,7 +185,10 @@ def test_random_weights_are_the_same_in_every_run(capsys: pytest.CaptureFixture[
     ("words", "said"),
     [
         (["--data.input_size", "[3, 32, 32]"], "runs on images of 3×32×32 (its input), but"),
-        (["--data.input_size", "[1, -1, 0]"], "runs on images of 1×-1×0 (its input), but"),
+        (["--data.input_size", "[1, -1, 0]"], "`input_size` to be 1 or more, but got (1, -1, 0)"),
+        (["--data.interpolation", "cubic"], "one of nearest, bilinear, bicubic, box, hamming"),
+        (["--data.crop_pct", "-1"], "`crop_pct` to be above 0, but got -1.0"),
+        (["--data.std", "[0]"], "`std` to be above 0, but got (0.0,)"),
         (["--data.input_size", "[2, 8, 8]"], "1 or 3 channels for pictures, but it takes 2"),
         (["--data.root", "nowhere"], "nowhere"),
         (["--data.root", ""], "Expected images, but got none: give --data.root"),
@@ -693,6 +696,43 @@ def test_what_differs_is_named(
         other = ImagesConfig(**{**vars(DIGITS), name: value})
         assert f"`{key}` was " in refusal(data=other)
     assert files_of("run") == before
+
+
+class Odd(nn.Linear):
+    """Buffers of odd kinds, and extra state."""
+
+    def __init__(self) -> None:
+        super().__init__(2, 2)
+        for name, value in (
+            ("empty", torch.zeros(0, 3)), ("flag", torch.tensor(True)),
+            ("narrow", torch.ones(3, dtype=torch.bfloat16)), ("turned", torch.arange(6).view(2, 3).T),
+        ):  # fmt: skip
+            self.register_buffer(name, value)
+        self.state = {"a": 1}
+
+    def get_extra_state(self) -> Any:
+        return self.state
+
+    def set_extra_state(self, state: Any) -> None:
+        self.state = state
+
+
+def test_the_checksum_of_weights_is_of_every_one() -> None:
+    model = Odd()
+    first = weights_checksum(model)
+    assert weights_checksum(model) == first
+    changes: list[Callable[[], object]] = [
+        lambda: model.weight.data[0, 0].add_(1),
+        lambda: model.flag.logical_not_(),
+        lambda: model.narrow[2].add_(1),
+        lambda: model.turned[2, 1].add_(1),
+        lambda: model.set_extra_state({"a": 2}),
+    ]
+    found = [first]
+    for change in changes:
+        change()
+        found.append(weights_checksum(model))
+    assert len(set(found)) == 6
 
 
 @pytest.mark.parametrize("damage", ["cut", "empty", "noise", "other"])

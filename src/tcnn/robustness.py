@@ -118,15 +118,15 @@ def _identity(model: nn.Module, data: ImagesConfig, config: InferenceConfig) -> 
 
 
 def weights_checksum(model: nn.Module) -> int:
-    """CRC-32 of all parameters and buffers, with their names."""
+    """CRC-32 of all parameters, buffers and extra state, with their names."""
     checksum = 0
     for name, tensor in model.state_dict().items():
-        values = tensor.detach().cpu().contiguous()
         checksum = zlib.crc32(name.encode(), checksum)
-        if not isinstance(tensor, Tensor):  # a module's extra state
+        if isinstance(tensor, Tensor):
+            values = tensor.detach().cpu().contiguous().view(-1)
+            checksum = zlib.crc32(values.view(torch.uint8).numpy().tobytes(), checksum)
+        else:  # a module's extra state
             checksum = zlib.crc32(repr(tensor).encode(), checksum)
-            continue
-        checksum = zlib.crc32(values.view(-1).view(torch.uint8).numpy(), checksum)
     return checksum
 
 
