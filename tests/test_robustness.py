@@ -705,7 +705,7 @@ class Odd(nn.Linear):
         super().__init__(2, 2)
         for name, value in (
             ("empty", torch.zeros(0, 3)), ("flag", torch.tensor(True)),
-            ("narrow", torch.ones(3, dtype=torch.bfloat16)), ("turned", torch.arange(6).view(2, 3).T),
+            ("narrow", torch.ones(3).bfloat16()), ("turned", torch.arange(6).view(2, 3).T),
         ):  # fmt: skip
             self.register_buffer(name, value)
         self.state = {"a": 1}

@@ -98,7 +98,8 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _with_values(parser: _Parser, words: list[str]) -> list[str]:
     """The words with "true" after each flag that stands alone, as in `--resume`, and with lists
-    that are given word by word, as in `--suite fgsm --suite pgd`, as jsonargparse appends them."""
+    that are given word by word, as in `--suite fgsm --suite=pgd`, as jsonargparse takes them: the
+    first in place of a file's, the others after it."""
     child = parser.children.get(words[0])
     options = {
         option: getattr(action, "_typehint", None)
