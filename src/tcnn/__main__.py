@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import json
 import os
 import re
 import sys
@@ -97,21 +98,28 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _with_values(parser: _Parser, words: list[str]) -> list[str]:
     """The words with "true" after each flag that stands alone, as in `--resume`, and with lists
-    that are given word by word, as in `--suite fgsm --suite pgd`, as jsonargparse appends them."""
+    that are given word by word, as in `--suite fgsm --suite=pgd`, as jsonargparse takes them: the
+    first in place of a file's, the others after it."""
     child = parser.children.get(words[0])
     options = {
         option: getattr(action, "_typehint", None)
         for action in (child._actions if child else [])
         for option in action.option_strings
     }
-    spelled = []
+    lists = [option for option, kind in options.items() if kind == list[str]]
+    words = [
+        part
+        for word in words
+        for part in (word.split("=", 1) if word.partition("=")[0] in lists else [word])
+    ]
+    spelled: list[str] = []
     for word, following in zip(words, [*words[1:], "--"], strict=True):
         if options.get(word) is bool and following.startswith("--"):
             spelled += [word, "true"]
-        elif options.get(word) == list[str] and (
-            words.count(word) > 1 or not following.startswith("[")
-        ):
+        elif word in lists and word in spelled:
             spelled.append(f"{word}+")
+        elif spelled and spelled[-1] in lists and not word.startswith(("[", "--")):
+            spelled.append(json.dumps([word]))
         else:
             spelled.append(word)
     return spelled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -91,9 +92,9 @@ class EvaluationResult:
         return {
             "images": self.images,
             "top1": self.top1,
-            "top1_standard_error": self.top1_error,
+            "top1_standard_error": finite(self.top1_error),
             "top5": self.top5,
-            "loss": None if self.losses.isnan().any() else self.loss,
+            "loss": finite(self.loss),
             "expected_calibration_error": self.ece,
         }
 
@@ -130,6 +131,11 @@ class EvaluationResult:
     def confusions_csv(self, classes: Sequence[str]) -> str:
         """`confusions` as CSV."""
         return csv_text(("class", "taken_for", "images", "share"), self.confusions(classes))
+
+
+def finite(number: float) -> float | None:
+    """The number, or None for infinity and NaN, which JSON has no words for."""
+    return number if math.isfinite(number) else None
 
 
 def answers(

@@ -39,10 +39,13 @@ def evaluate_network(
         model_settings: Arguments of the function that builds the network.
     """
     from tcnn import evaluation, progress
+    from tcnn.files import make_folder
     from tcnn.tables import text_table
 
     folder = None if out is None else folder_of(out)
-    network = network_of(model, pretrained, weights, model_settings)
+    if folder is not None:
+        make_folder(folder)
+    network = _network_of(model, pretrained, weights, model_settings)
     found = evaluation.evaluate_images(network, data, engine, bar=sys.stderr.isatty())
     if found is None:
         return 0
@@ -115,10 +118,10 @@ def measure_robustness(
         raise TCNNError(
             f"Expected two different words of letters, digits and -_.+ as --names, but got {names}."
         )
-    models = {names[0]: network_of(model, pretrained, weights, model_settings)}
+    models = {names[0]: _network_of(model, pretrained, weights, model_settings)}
     given = {names[0]: model}
     if compare is not None:
-        models[names[1]] = network_of(compare, pretrained, None, model_settings)
+        models[names[1]] = _network_of(compare, pretrained, None, model_settings)
         given[names[1]] = compare
     say = progress.say if is_first_process(engine.processes) else _nothing
     command = shlex.join(["tcnn", *sys.argv[1:]])
@@ -137,6 +140,19 @@ def measure_robustness(
     written = ["robustness.md", "robustness.json", "robustness.csv", *pictures]
     echo(f"Wrote {Path(out)}: {', '.join(written)}, and the scores in parts.")
     return 0
+
+
+def _network_of(
+    name: str,
+    pretrained: bool | None,
+    weights: str | None,
+    settings: dict[str, Any] | None,
+) -> Any:
+    """A network whose weights, if they are random, are the same in every process and run."""
+    import torch
+
+    torch.manual_seed(0)
+    return network_of(name, pretrained, weights, settings)
 
 
 def _nothing(line: str) -> None:

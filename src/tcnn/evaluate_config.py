@@ -5,6 +5,7 @@ In a file without PyTorch, so that the command line's help need not load it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -90,6 +91,14 @@ class RobustnessConfig:
     """Sides of the network's input that resolution shows, by its own."""
 
     def __post_init__(self) -> None:
+        check_option("seed", self.seed, self.seed >= 0, "0 or more")
+        for name in (
+            *("corruptions", "severities", "epsilons"),
+            *("shuffle_grids", "occlusion_shares", "scales"),
+        ):
+            values = getattr(self, name)
+            some = values is None or 0 < len(values) == len(set(values))
+            check_option(name, values, some, "one or more, each once")
         known = all(severity in (1, 2, 3, 4, 5) for severity in self.severities)
         check_option("severities", self.severities, known, "whole numbers from 1 to 5")
         sizes = all(0 <= size <= 255 for size in self.epsilons)
@@ -99,5 +108,5 @@ class RobustnessConfig:
         check_option("shuffle_grids, occlusion_grid", self.shuffle_grids, grids, "2 or more")
         shares = all(0 < share < 1 for share in self.occlusion_shares)
         check_option("occlusion_shares", self.occlusion_shares, shares, "between 0 and 1")
-        scales = all(scale > 0 for scale in self.scales)
+        scales = all(0 < scale < math.inf for scale in self.scales)
         check_option("scales", self.scales, scales, "above 0")

@@ -21,9 +21,9 @@ from tcnn.files import make_folder, write_json, write_text, write_whole
 from tcnn.images import DataError, Images
 from tcnn.loaders import open_validation
 from tcnn.provenance import provenance
-from tcnn.robustness import robustness
+from tcnn.robustness import check_alike, robustness, weights_checksum
 from tcnn.robustness_result import RobustnessResult
-from tcnn.scoring import Score, make_fabric, score
+from tcnn.scoring import Score, explained, make_fabric, score
 from tcnn.suites import CLEAN, clean, parts_of
 from tcnn.tables import csv_text
 from tcnn.train import output_width
@@ -95,6 +95,7 @@ def evaluate_images(
     config = config or InferenceConfig()
     images = _open(model, data)
     fabric = make_fabric(config)
+    check_alike(weights_checksum(model), fabric)
     part = clean(images)
     first = fabric.global_rank == 0
     with tqdm(total=len(images), unit=" images", leave=False, disable=not (bar and first)) as shown:
@@ -279,4 +280,6 @@ def _open(model: nn.Module, data: ImagesConfig, classes: Sequence[str] | None = 
 
 
 def _outputs(model: nn.Module, data: ImagesConfig) -> int:
-    return output_width(model, torch.zeros(1, *View.of(model, data).input_size))
+    size = View.of(model, data).input_size
+    with explained(model, size, "its input"):
+        return output_width(model, torch.zeros(1, *size))

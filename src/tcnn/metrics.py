@@ -114,9 +114,11 @@ def _check_all_standard(errors: Mapping[str, float]) -> None:
 def standard_error(values: Tensor) -> Tensor:
     """Standard error of the mean of values (N,), one per image: s/√N, with s over N - 1.
 
-    For values of 0 and 1 this is the binomial √(p (1 - p) / (N - 1)).
+    For values of 0 and 1 this is the binomial √(p (1 - p) / (N - 1)). NaN for one value.
     """
     values = values.double()
+    if len(values) < 2:
+        return values.new_tensor(float("nan"))
     error: Tensor = values.std() / len(values) ** 0.5
     return error
 

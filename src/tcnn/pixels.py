@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from tcnn.corruptions import corrupt, image_rng
 from tcnn.decoding import UnreadableImage
+from tcnn.errors import TCNNError
 from tcnn.images import Images
 from tcnn.reading import Unread
 from tcnn.view import View
@@ -51,6 +52,7 @@ class Shuffled:
     seed: int
 
     def __call__(self, image: Array, index: int) -> Array:
+        _check_grid(self.grid, image)
         rng = np.random.default_rng([self.seed, zlib.crc32(b"patch-shuffle"), self.grid, index])
         height, width = (side // self.grid for side in image.shape[:2])
         result = image.copy()
@@ -74,6 +76,7 @@ class Occluded:
     seed: int
 
     def __call__(self, image: Array, index: int) -> Array:
+        _check_grid(self.grid, image)
         key = [self.seed, zlib.crc32(b"occlusion"), round(1e6 * self.share), self.grid, index]
         rng = np.random.default_rng(key)
         patches = np.ones(self.grid**2, bool)
@@ -82,6 +85,14 @@ class Occluded:
         rows, columns = (np.arange(side) * self.grid // side for side in image.shape[:2])
         result: Array = image * kept[rows[:, None], columns][..., None]
         return result
+
+
+def _check_grid(grid: int, image: Array) -> None:
+    if grid > min(image.shape[:2]):
+        raise ValueError(
+            f"Expected images of {grid} pixels a side or more for {grid}×{grid} patches, but got "
+            f"{image.shape}."
+        )
 
 
 class Shown(NamedTuple):
@@ -105,11 +116,21 @@ class Shown(NamedTuple):
 
 
 class PixelImages(Dataset[Shown]):
-    """Images as a network sees them, changed. Equal for any number of worker processes."""
+    """Images as a network sees them, changed. Equal for any number of worker processes.
+
+    Raises:
+        TCNNError: images of this size cannot be changed so.
+    """
 
     def __init__(self, images: Images, view: View, change: Change | None) -> None:
         self.images, self.view, self.change = images, view, change
         self.transform = view.in_pixels()
+        if change is not None:
+            channels, height, width = view.input_size
+            try:  # on grey, in this process: from a worker an error comes as many lines
+                change(np.full((height, width, channels), 128, np.uint8), 0)
+            except ValueError as error:
+                raise TCNNError(f"{error} Give --data.input_size, or leave this out.") from error
 
     def __len__(self) -> int:
         return len(self.images)

@@ -13,7 +13,7 @@ import torch
 from lightning.fabric import Fabric
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from tcnn.data_config import ImagesConfig
@@ -23,7 +23,8 @@ from tcnn.evaluate_config import InferenceConfig
 from tcnn.files import clear_leftovers, make_folder, write_whole
 from tcnn.layers import gpsa_layers
 from tcnn.robustness_result import PartScore, RobustnessResult
-from tcnn.scoring import Part, Score, gather, score
+from tcnn.scoring import Part, Score, gather, score, shared_errors
+from tcnn.sources import origin
 from tcnn.view import View
 
 PARTS = "parts"
@@ -63,9 +64,10 @@ def robustness(
     first = fabric.global_rank == 0
     folder = out / PARTS
     identities = {name: _identity(model, data, config) for name, model in models.items()}
+    check_alike(identities, fabric)
     with_views = {name: (model, View.of(model, data)) for name, model in models.items()}
-    if first:
-        for name in models:
+    with shared_errors(fabric):
+        for name in models if first else ():
             make_folder(folder / name)
             clear_leftovers(folder / name)
     scores = []
@@ -73,10 +75,10 @@ def robustness(
         files = {
             name: folder / name / f"{part.title.replace(' ', '-')}.safetensors" for name in models
         }
-        wanted = {name: {**identities[name], "part": _plain(part)} for name in models}
+        wanted = {name: {**identities[name], **_plain(part)} for name in models}
         known = {}
-        if first:
-            for name, file in files.items():
+        with shared_errors(fabric):
+            for name, file in files.items() if first else ():
                 if (found := _read(file, wanted[name])) is not None:
                     known[name] = found
         missing = gather([name for name in models if name not in known])[0]
@@ -105,9 +107,10 @@ def _identity(model: nn.Module, data: ImagesConfig, config: InferenceConfig) -> 
     return {
         "network": [
             type(model).__name__,
-            {name: asdict(layer.config) for name, layer in gpsa_layers(model).items()},
             weights_checksum(model),
+            {name: asdict(layer.config) for name, layer in gpsa_layers(model).items()},
         ],
+        "classes": zlib.crc32("\n".join(origin(model).classes or ()).encode()),
         "view": asdict(View.of(model, data)),
         "unreadable": data.unreadable,
         "precision": config.precision,
@@ -115,18 +118,44 @@ def _identity(model: nn.Module, data: ImagesConfig, config: InferenceConfig) -> 
 
 
 def weights_checksum(model: nn.Module) -> int:
-    """CRC-32 of all parameters and buffers, with their names."""
+    """CRC-32 of all parameters, buffers and extra state, with their names."""
     checksum = 0
     for name, tensor in model.state_dict().items():
-        values = tensor.detach().cpu().contiguous()
         checksum = zlib.crc32(name.encode(), checksum)
-        checksum = zlib.crc32(values.view(-1).view(torch.uint8).numpy(), checksum)
+        if isinstance(tensor, Tensor):
+            values = tensor.detach().cpu().contiguous().view(-1)
+            checksum = zlib.crc32(values.view(torch.uint8).numpy().tobytes(), checksum)
+        else:  # a module's extra state
+            checksum = zlib.crc32(repr(tensor).encode(), checksum)
     return checksum
 
 
-def _plain(part: Part) -> Any:
-    content = [part.title, part.source, part.scale, part.whole, part.outputs, repr(part.attack)]
-    return json.loads(json.dumps(content))
+def check_alike(value: Any, fabric: Fabric) -> None:
+    """Refuse networks that are not the same in every process.
+
+    Raises:
+        TCNNError: this process and another have different ones.
+    """
+    others = gather(value)
+    with shared_errors(fabric):
+        if any(other != value for other in others):
+            raise TCNNError(
+                "Expected the same network in every process, but their weights differ: seed its "
+                "random weights, or give it weights."
+            )
+
+
+def _plain(part: Part) -> dict[str, Any]:
+    """Which images a score is of, as plain data."""
+    return {
+        "set": part.title,
+        "images": part.source,
+        "change": repr(part.change),
+        "attack": repr(part.attack),
+        "scale": part.scale,
+        "whole": part.whole,
+        "outputs": part.outputs,
+    }
 
 
 _COLUMNS = tuple(EvaluationResult.__dataclass_fields__)
@@ -151,6 +180,7 @@ def _read(file: Path, identity: dict[str, Any]) -> Score | None:
     try:
         with safe_open(file, framework="pt") as opened:
             content = json.loads(opened.metadata()["tcnn"])
+            made = content["identity"]
             columns = {name: opened.get_tensor(name) for name in (*_COLUMNS, "checksums", "masked")}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise TCNNError(
@@ -158,14 +188,13 @@ def _read(file: Path, identity: dict[str, Any]) -> Score | None:
             "made again."
         ) from error
     wanted = json.loads(json.dumps(identity))
-    differs = [key for key in wanted if wanted[key] != content["identity"].get(key)]
-    if differs:
-        key = differs[0]
-        raise TCNNError(
-            f"Expected the score in {str(file)!r} to be of this network and these images, but "
-            f"{', '.join(differs)} differ ({key}: {str(content['identity'].get(key))[:90]} then, "
-            f"{str(wanted[key])[:90]} now): give another --out, or remove that file."
-        )
+    for key in wanted:
+        if wanted[key] != made.get(key):
+            raise TCNNError(
+                f"Expected the score in {str(file)!r} to be of this network and these images, but "
+                f"`{key}` was {str(made.get(key))[:90]}, and is {str(wanted[key])[:90]}: give "
+                "another --out, or remove that file."
+            )
     return Score(
         EvaluationResult(**{name: columns[name] for name in _COLUMNS}),
         columns["checksums"],

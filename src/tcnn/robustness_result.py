@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tcnn import metrics
 from tcnn.corruptions import EXTRA, STANDARD
+from tcnn.evaluate import finite
 from tcnn.scoring import Part, Score, title_of
 from tcnn.tables import csv_text, markdown_table, text_table
 
@@ -391,7 +392,9 @@ class RobustnessResult:
                     "images": group.images,
                     "sets": len(group.parts),
                     "top1": {model: group.top1(model) for model in self.models},
-                    "top1_standard_error": {model: group.error(model) for model in self.models},
+                    "top1_standard_error": {
+                        model: finite(group.error(model)) for model in self.models
+                    },
                     "comparison": self._compared(group),
                 }
                 for group in self.groups

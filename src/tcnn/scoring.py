@@ -86,7 +86,7 @@ class Part:
         level: severity, size, share, …; None where there is none.
         open: gives the images, for each all its right classes (None: its label alone), and what a
             reader should know of them.
-        source: the images in words, plain data; equal for equal images.
+        source: the images before any change, as plain data; equal for equal images.
         change: what is done to their pixels.
         attack: what is done to them against each network.
         scale: sides of the network's input, by its own.
@@ -207,32 +207,75 @@ def score(
         DataError: the images are not as they should be, or none can be read.
         TCNNError: a network does not run on them.
     """
-    images, accepted, note = part.open()
+    with shared_errors(fabric):
+        images, accepted, note = part.open()
     groups: dict[View, list[str]] = {}
     for name, (_, view) in models.items():
         groups.setdefault(part.seen_by(view).in_pixels_alike(), []).append(name)
     scores = {}
     for view, names in groups.items():
         begin = time.perf_counter()
-        loader = _loader(PixelImages(images, view, part.change), data, config, fabric)
         watch = {"reading": 0.0, "changing": 0.0}
         scorers = {
             name: _Scorer(models[name][0], part.seen_by(models[name][1]), part, config, fabric)
             for name in names
         }
         unread: list[Unread] = []
-        for batch in loader:
-            seen = _seen(batch, data, unread, watch)
-            if seen is not None:
-                right = None if accepted is None else [accepted[i] for i in seen.index.tolist()]
-                for scorer in scorers.values():
-                    scorer.take(seen, right)
-            counted(len(batch))
+        with shared_errors(fabric):
+            shown = PixelImages(images, view, part.change)
+            for batch in _loader(shown, data, config, fabric):
+                seen = _seen(batch, data, unread, watch)
+                if seen is not None:
+                    right = None if accepted is None else [accepted[i] for i in seen.index.tolist()]
+                    for scorer in scorers.values():
+                        scorer.take(seen, right)
+                counted(len(batch))
         for name, scorer in scorers.items():
             wall = time.perf_counter() - begin
             shares = gather((scorer.columns(), unread, {**watch, "computing": scorer.seconds}))
-            scores[name] = _score(shares, images, wall, note)
+            with shared_errors(fabric):
+                scores[name] = _score(shares, images, wall, note)
     return scores
+
+
+@contextmanager
+def explained(model: nn.Module, size: Sequence[int], what: str) -> Iterator[None]:
+    """Say in one line that a network does not run on images (C, H, W).
+
+    Raises:
+        TCNNError: whatever the network raised inside, but for want of memory.
+    """
+    try:
+        yield
+    except (TCNNError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # networks check sizes with assertions and with errors of any kind
+        if isinstance(error, RuntimeError) and "memory" in str(error):
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise TCNNError(
+            f"Expected a network that runs on images of {'×'.join(map(str, size))} ({what}), but "
+            f"{type(model).__name__} says: {reason.rstrip('.')}: give --data.input_size, or leave "
+            "this out."
+        ) from error
+
+
+@contextmanager
+def shared_errors(fabric: Fabric) -> Iterator[None]:
+    """End all processes where one of them meets a `TCNNError`, so that none waits for it.
+
+    The first process raises it, the others end with exit code 1. All must come here together.
+    """
+    failure = None
+    try:
+        yield
+    except TCNNError as error:
+        failure = error
+    for found in gather(failure):
+        if found is not None:
+            if fabric.global_rank == 0:
+                raise found
+            raise SystemExit(1)
 
 
 @dataclass(frozen=True)
@@ -289,7 +332,9 @@ class _Scorer:
         begin = time.perf_counter()
         pixels = seen.pixels.to(self.fabric.device).float() / 255
         masked = torch.zeros(len(pixels), dtype=torch.bool)
-        with eval_mode(self.model), self.fabric.autocast(), self._explained(pixels):
+        size = tuple(pixels.shape[1:])
+        running = explained(self.model, size, self.part.title)
+        with eval_mode(self.model), self.fabric.autocast(), running:
             if self.part.attack is not None:
                 labels = seen.labels.to(pixels.device)
                 attack = self.part.attack(
@@ -298,29 +343,17 @@ class _Scorer:
                 pixels, masked = attack.images, attack.masked.cpu()
             with torch.no_grad():
                 logits = self.model(self.view.normalize(pixels))
+        if logits.isnan().any():
+            raise TCNNError(
+                f"Expected numbers as scores ({self.part.title}), but {type(self.model).__name__} "
+                "gives NaN: give --engine.precision 32, or other weights."
+            )
         if self.outputs is not None:
             logits = logits[:, self.outputs]
         self.results.append(answers(logits, seen.index, seen.labels, accepted))
         self.checksums.append(seen.checksums)
         self.masked.append(masked)
         self.seconds += time.perf_counter() - begin
-
-    @contextmanager
-    def _explained(self, pixels: Tensor) -> Iterator[None]:
-        try:
-            yield
-        except (TCNNError, MemoryError, torch.OutOfMemoryError):
-            raise
-        except RuntimeError as error:
-            if "memory" in str(error):
-                raise
-            size = "×".join(map(str, pixels.shape[1:]))
-            reason = str(error).strip().partition("\n")[0]
-            raise TCNNError(
-                f"Expected a network that runs on images of {size} ({self.part.title}), but "
-                f"{type(self.model).__name__} says: {reason}: give --data.input_size, or leave "
-                "this out."
-            ) from error
 
     def columns(self) -> list[tuple[EvaluationResult, Tensor, Tensor]]:
         return list(zip(self.results, self.checksums, self.masked, strict=True))

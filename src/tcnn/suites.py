@@ -66,6 +66,9 @@ def parts_of(
         else:
             known = ", ".join((*GENERATED, *(f"{name}=DIR" for name in SUITES)))
             raise TCNNError(f"Expected a suite out of {known}, but got {suite!r}.")
+    titles = [part.title for part in parts]
+    if twice := [title for title in titles if titles.count(title) > 1]:
+        raise TCNNError(f"Expected each set once, but got {twice[0]!r} twice: leave one out.")
     return tuple(parts)
 
 
@@ -127,8 +130,7 @@ def _made(
     attack: AttackConfig | None = None,
     scale: float = 1.0,
 ) -> Part:
-    source = [_described(images), repr(change), repr(attack)]
-    return Part(suite, name, level, _opened(images), source, change, attack, scale)
+    return Part(suite, name, level, _opened(images), _described(images), change, attack, scale)
 
 
 def _published(suite: str, folder: str, part: PublishedPart) -> Part:

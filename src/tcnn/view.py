@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from tcnn.data_config import DataConfig, ImagesConfig
 from tcnn.errors import TCNNError
 
+_KINDS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+
 
 @dataclass(frozen=True)
 class View:
@@ -42,6 +44,16 @@ class View:
                 raise TCNNError(
                     f"Expected `{name}` to have a number for each of {channels} channels, but got "
                     f"{values}."
+                )
+        for name, holds, wanted in (
+            ("input_size", min(self.input_size) >= 1, "1 or more"),
+            ("std", all(value > 0 for value in self.std), "above 0"),
+            ("crop_pct", self.crop_pct > 0, "above 0"),
+            ("interpolation", self.interpolation in _KINDS, f"one of {', '.join(_KINDS)}"),
+        ):
+            if not holds:
+                raise TCNNError(
+                    f"Expected `{name}` to be {wanted}, but got {getattr(self, name)!r}."
                 )
 
     @classmethod
