@@ -17,11 +17,10 @@ import torch.nn.functional as F
 import torchvision
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 import tcnn
 from tcnn import GPSAConfig
-from tcnn.data import loader
 from tcnn.layers import GPSA2d
 from tcnn.train import (
     FinetuneTask,
@@ -36,7 +35,8 @@ from training import QUIET, bars, batches, cnn, hybrid, trained
 
 
 def loaders() -> tuple[DataLoader[Any], DataLoader[Any]]:
-    return loader(bars(), 16), loader(bars(), 32)
+    images = TensorDataset(*bars().tensors())
+    return DataLoader(images, 16), DataLoader(images, 32)
 
 
 def test_one_step_against_adamw_by_hand() -> None:
