@@ -47,7 +47,8 @@ class PartScore:
     def line(self) -> str:
         """One line for who waits."""
         tops = ", ".join(f"{score.result.top1:.2%}" for score in self.scores.values())
-        return f"{self.title}: top-1 {tops}"
+        hashes = dict.fromkeys(score.pixels for score in self.scores.values())
+        return f"{self.title}: top-1 {tops}; pixels {', '.join(hashes)}"
 
 
 @dataclass(frozen=True)
