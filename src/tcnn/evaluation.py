@@ -250,15 +250,17 @@ def _pictures(found: RobustnessResult, data: ImagesConfig) -> dict[str, Any]:
         )[0]
     if clean_top1:
         panels: dict[str, dict[str, tuple[float, float]]] = {}
-        for group in found.groups:
+        titles = []
+        # Of several attacks that of about one grey level.
+        for group in sorted(found.groups, key=lambda group: abs((group.parts[0].level or 1) - 1)):
             panel = _PANELS.get(group.suite)
             if panel and panel not in panels and "extra" not in group.title:
                 panels[panel] = {
                     model: (clean_top1[model], group.top1(model)) for model in found.models
                 }
+                titles.append(group.title)
         if panels:
-            kinds = sorted({group.suite for group in found.groups if group.suite in _PANELS})
-            note = f"clean {data.root}, {', '.join(kinds)}"
+            note = f"clean {data.root}; {'; '.join(sorted(titles))}"
             pictures["scatter.png"] = plots.scatter_plot(panels, note)[0]
     return pictures
 
