@@ -1,8 +1,8 @@
 """Content attention by three paths that compute the same thing: dense, in blocks and in tiles.
 
-All take queries and keys of every pixel and return A_h X, where A_h is S_h alone or, with `Mix`,
-the whole c_h S_h + g_h P_h of a layer with fixed positions. P_h has one entry a row, so adding it
-to S_h is nearly free and saves the convolution that it would otherwise be.
+All take queries and keys of every pixel and return S_h X. Where fixed positions are merged in
+(`Mix`) it is A_h X, of A_h = c_h S_h + g_h P_h: P_h has one entry a row, so adding it to S_h is
+nearly free and saves the convolution that it would otherwise be.
 """
 
 from __future__ import annotations
@@ -156,17 +156,12 @@ def attend_dense(
         if position is not None:
             content = content + position.to(content.dtype)
         else:
-            weights = mix.gate.view(-1, 1) * mix.real()
-            content = _add_one_hot(content, mix.keys(x.shape[-1]), weights)
+            weights = (mix.gate.view(-1, 1) * mix.real()).to(content.dtype)
+            rows = content.shape[:-1]
+            content = content.scatter_add_(
+                -1, mix.keys(x.shape[-1]).expand(rows)[..., None], weights.expand(rows)[..., None]
+            )
     return functional.content_attend(x, content)
-
-
-def _add_one_hot(attention: Tensor, keys: Tensor, weights: Tensor) -> Tensor:
-    """Attention (..., keys) plus a weight on one key a row, `keys` and `weights` of (..., )."""
-    rows = attention.shape[:-1]
-    return attention.scatter_add(
-        -1, keys.expand(rows)[..., None], weights.to(attention.dtype).expand(rows)[..., None]
-    )
 
 
 # In blocks of queries
@@ -253,7 +248,8 @@ class _Blocks(torch.autograd.Function):
                     by_scores *= share.to(block.dtype).view(-1, 1, 1)
                 by_scores = by_scores.to(queries.dtype)
                 dq[b, :, part] = by_scores @ keys[b]
-                dk[b] += by_scores.mT @ queries[b, :, part]
+                # Transposed: a narrow product is fast only with its long side last.
+                dk[b] += (queries[b, :, part].mT @ by_scores).mT
         mixed = (None, None) if share is None else (dshare.to(share), dgate.to(gate))
         return dx.to(x.dtype), dq, dk.to(keys.dtype), *mixed, None, None, None
 
@@ -369,9 +365,8 @@ def attend_tiles(
     scene: Scene,
     sides: tuple[int, int],
     drop: float = 0.0,
-    mix: Mix | None = None,
 ) -> Tensor:
-    """A_h X within windows, by tiles: their cost grows with the pixels, not with their square.
+    """S_h X within windows, by tiles: their cost grows with the pixels, not with their square.
 
     Args:
         x: image, (B, C, H, W).
@@ -379,7 +374,6 @@ def attend_tiles(
         keys: (B, heads, H·W, d_k).
         sides: of a tile, along rows and columns.
         drop: dropout probability on the entries of S.
-        mix: shares of S and P; every real tap must lie in its query's window.
 
     Returns:
         (B, C, heads, Hq·Wq).
@@ -394,41 +388,33 @@ def attend_tiles(
         )
     )
 
-    def tiled(image: Tensor, row: Tensor, column: Tensor) -> Tensor:
-        """(B, c, ...) at the pixels of each tile: (B·tiles, c, pixels)."""
-        taken = image.index_select(2, row.flatten()).index_select(3, column.flatten())
-        parts = taken.view(*image.shape[:2], *row.shape, *column.shape)
-        pixels = row.shape[1] * column.shape[1]
-        return parts.permute(0, 2, 4, 1, 3, 5).reshape(-1, image.shape[1], pixels)
-
-    q = tiled(queries.mT.reshape(batch, -1, *scene.grid), rows.queries, columns.queries)
-    k = tiled(keys.mT.reshape(batch, -1, *scene.size), rows.keys, columns.keys)
-    scores = q.view(-1, heads, width, q.shape[-1]).mT @ k.view(-1, heads, width, k.shape[-1])
+    q = _take(queries.transpose(1, 2).flatten(2), rows.queries, columns.queries, scene.grid[1])
+    k = _take(keys.transpose(1, 2).flatten(2), rows.keys, columns.keys, scene.size[1])
+    q, k = (part.view(*part.shape[:2], heads, width).transpose(1, 2) for part in (q, k))
+    scores = q @ k.mT  # (B·tiles, heads, queries, keys)
     near = [functional.in_window(axis.offsets, scene.window) for axis in (rows, columns)]
     both = near[0][:, None, :, None, :, None] & near[1][None, :, None, :, None, :]
     tiles = both.shape[:2]
-    outside = ~both.flatten(4).flatten(2, 3)  # (row tiles, column tiles, queries, keys)
-    scores = scores.view(batch, *tiles, *scores.shape[1:]).masked_fill(
-        outside[:, :, None], -torch.inf
-    )
+    # Added in place: unlike a masked fill it leaves the backward pass nothing to do.
+    outside = torch.zeros(both.shape, dtype=scores.dtype, device=x.device)
+    outside = outside.masked_fill_(~both, -torch.inf).flatten(4).flatten(2, 3).flatten(0, 1)
+    scores.view(batch, -1, *scores.shape[1:]).add_(outside[:, None])
     content = F.dropout(torch.softmax(scores, dim=-1), drop, drop > 0)
-    if mix is not None:
-        content = content * mix.share.to(content.dtype).view(-1, 1, 1)
-        row = mix.rows[:, rows.queries] - rows.keys[:, :1]
-        column = mix.columns[:, columns.queries] - columns.keys[:, :1]
-        on = mix.on_rows[:, rows.queries][:, :, None, :, None]
-        on = on * mix.on_columns[:, columns.queries][:, None, :, None, :]
-        index = row[:, :, None, :, None] * columns.keys.shape[1] + column[:, None, :, None, :]
-        index = torch.where(on > 0, index, 0)
-        weights = mix.gate.view(-1, 1, 1, 1, 1) * on
-        content = _add_one_hot(
-            content,
-            index.flatten(3).permute(1, 2, 0, 3),
-            weights.flatten(3).permute(1, 2, 0, 3),
-        )
-    values = tiled(x, rows.keys, columns.keys)
-    weights = content.flatten(0, 2).flatten(1, 2).mT.to(x.dtype)
-    attended = torch.bmm(values, weights)  # (B·tiles, C, heads·queries)
-    attended = attended.view(batch, *tiles, channels, heads, *sides).permute(0, 3, 4, 1, 5, 2, 6)
+    values = _take(x.flatten(2).mT, rows.keys, columns.keys, scene.size[1])
+    attended = torch.bmm(content.flatten(1, 2).to(x.dtype), values)
+    attended = attended.view(batch, *tiles, heads, *sides, channels).permute(0, 6, 3, 1, 4, 2, 5)
     attended = attended.flatten(5).flatten(3, 4)
     return attended[..., : scene.grid[0], : scene.grid[1]].flatten(3)
+
+
+def _take(pixels: Tensor, rows: Tensor, columns: Tensor, width: int) -> Tensor:
+    """Pixels (B, N, c) of an image of the given width at the rows and columns of each tile.
+
+    Returns:
+        (B·tiles, pixels of a tile, c).
+    """
+    index = rows[:, None, :, None] * width + columns[None, :, None, :]
+    first = torch.arange(len(pixels), device=index.device) * pixels.shape[1]
+    index = first[:, None, None] + index.flatten(2).flatten(0, 1)
+    # An embedding, because its gradient adds whole rows where that of indexing adds numbers.
+    return F.embedding(index.flatten(0, 1), pixels.flatten(0, 1))

@@ -405,19 +405,7 @@ class GPSA2d(nn.Module):
         if heads != slice(None) or content.transformed(x, share) or not share.detach().any():
             return False
         path = self._path(x, self._scene(x))
-        if self.config.positions == "learned":
-            return path == "dense"
-        return path != "tiles" or self._taps_in_window(x)
-
-    def _taps_in_window(self, x: Tensor) -> bool:
-        """Whether every pixel that a fixed head attends to is in its query's window."""
-        window, size = self.config.window, (x.shape[-2], x.shape[-1])
-        anchors, centres = self._geometry.anchors(size, x.device), self._geometry.centres(x.device)
-        if window is None or self.padding_mode != "zeros":
-            return window is None
-        within = [functional.in_window(c, window).all() for c in centres]
-        within += [(a >= 0).all() & (a < n).all() for a, n in zip(anchors, size, strict=True)]
-        return bool(torch.stack(within).all())
+        return path == "dense" or (path == "blocks" and self.config.positions == "fixed")
 
     def _attend_both(self, x: Tensor, kernel: Tensor, gate: Tensor, share: Tensor) -> Tensor:
         rows, columns = self._position_factors((x.shape[-2], x.shape[-1]))
@@ -451,7 +439,7 @@ class GPSA2d(nn.Module):
             attended = content.attend_blocks(x, queries, keys, scene, mix)
         elif path == "tiles":
             sides = content.tile_sides(scene)
-            attended = content.attend_tiles(x, queries, keys, scene, sides, drop, mix)
+            attended = content.attend_tiles(x, queries, keys, scene, sides, drop)
         else:
             attention = F.dropout(self._content(queries, keys, scene), drop, drop > 0)
             attended = content.attend_dense(x, attention, mix, position)
@@ -494,10 +482,13 @@ class GPSA2d(nn.Module):
         scene = self._scene(x)
         if self.config.content == "cosine":
             x = x - x.mean(dim=(2, 3), keepdim=True)
-        at_queries = x.index_select(2, scene.rows.long()).index_select(3, scene.columns.long())
-        w_qry, w_key = self.qk.weight.view(2, self.heads, -1, self.in_channels)[:, heads]
-        queries = functional.project_heads(at_queries, w_qry)
-        keys = functional.project_heads(x, w_key)
+        weight = self.qk.weight.view(2, self.heads, -1, self.in_channels)[:, heads]
+        if self._geometry.queries_are_pixels(scene.size):  # one projection for both
+            queries, keys = functional.project_heads(x, weight.flatten(0, 1)).chunk(2, dim=1)
+        else:
+            at_queries = x.index_select(2, scene.rows.long()).index_select(3, scene.columns.long())
+            queries = functional.project_heads(at_queries, weight[0])
+            keys = functional.project_heads(x, weight[1])
         scale = None
         if self.config.content == "cosine":
             queries, keys = functional.unit(queries), functional.unit(keys)
