@@ -362,25 +362,28 @@ def attend_tiles(
     x: Tensor,
     queries: Tensor,
     keys: Tensor,
+    kernel: Tensor,
+    groups: int,
     scene: Scene,
-    sides: tuple[int, int],
     drop: float = 0.0,
 ) -> Tensor:
-    """S_h X within windows, by tiles: their cost grows with the pixels, not with their square.
+    """Σ_h W[:, :, h] (S_h X) within windows, by tiles, at a cost that grows as the pixels do.
 
     Args:
         x: image, (B, C, H, W).
         queries: with the factor of the scores, (B, heads, Hq·Wq, d_k).
         keys: (B, heads, H·W, d_k).
-        sides: of a tile, along rows and columns.
+        kernel: W, (out_channels, C / groups, heads).
+        groups: channel groups of the convolution.
         drop: dropout probability on the entries of S.
 
     Returns:
-        (B, C, heads, Hq·Wq).
+        (B, out_channels, Hq, Wq).
     """
     assert scene.window is not None
     batch, channels = x.shape[:2]
     heads, width = queries.shape[1], queries.shape[3]
+    sides = tile_sides(scene)
     rows, columns = (
         axis_tiles(anchors, size, stride, scene.window, side)
         for anchors, size, stride, side in zip(
@@ -400,11 +403,20 @@ def attend_tiles(
     outside = outside.masked_fill_(~both, -torch.inf).flatten(4).flatten(2, 3).flatten(0, 1)
     scores.view(batch, -1, *scores.shape[1:]).add_(outside[:, None])
     content = F.dropout(torch.softmax(scores, dim=-1), drop, drop > 0)
-    values = _take(x.flatten(2).mT, rows.keys, columns.keys, scene.size[1])
+    flat = x.flatten(2)
+    if flat.requires_grad:
+        # Its gradient arrives transposed; see `functional.content_attend` for the harm in that.
+        hook: Any = flat.register_hook  # untyped
+        hook(torch.Tensor.contiguous)
+    values = _take(flat.mT, rows.keys, columns.keys, scene.size[1])
     attended = torch.bmm(content.flatten(1, 2).to(x.dtype), values)
-    attended = attended.view(batch, *tiles, heads, *sides, channels).permute(0, 6, 3, 1, 4, 2, 5)
-    attended = attended.flatten(5).flatten(3, 4)
-    return attended[..., : scene.grid[0], : scene.grid[1]].flatten(3)
+    # The output matrix before the tiles are put together: the result is smaller, head for head.
+    pixels = attended.view(len(attended), heads, -1, groups, channels // groups).transpose(1, 2)
+    by_group = kernel.view(groups, -1, *kernel.shape[1:])
+    y = torch.einsum("nqhgi,goih->nqgo", pixels, by_group)
+    y = y.reshape(batch, *tiles, *sides, -1).permute(0, 5, 1, 3, 2, 4)
+    y = y.flatten(4).flatten(2, 3)
+    return y[..., : scene.grid[0], : scene.grid[1]]
 
 
 def _take(pixels: Tensor, rows: Tensor, columns: Tensor, width: int) -> Tensor:

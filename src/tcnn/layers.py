@@ -281,7 +281,7 @@ class GPSA2d(nn.Module):
         else:
             y = self._convolve(x, kernel * gate.view(kernel.shape[2:]))
         if heads is not None:
-            y = y + self._attend_content(x, kernel, share, heads)
+            y = y + self._attend(x, (kernel.flatten(2) * share)[..., heads], heads)
         return y
 
     @torch.no_grad()
@@ -413,37 +413,32 @@ class GPSA2d(nn.Module):
         position = None
         if self.config.positions == "learned":
             position = functional.dense_position(rows * gate.view(-1, 1, 1), columns)
-        attended = self._attend(x, slice(None), mix, position)
-        y = functional.output_matrix(attended, kernel.flatten(2), self.groups, self.bias)
+        y = self._attend(x, kernel.flatten(2), slice(None), self.bias, mix, position)
         return y.contiguous(memory_format=self._memory_format(x))
-
-    def _attend_content(
-        self, x: Tensor, kernel: Tensor, share: Tensor, heads: slice | list[int]
-    ) -> Tensor:
-        matrix = (kernel.flatten(2) * share)[..., heads]
-        return functional.output_matrix(self._attend(x, heads), matrix, self.groups)
 
     def _attend(
         self,
         x: Tensor,
+        matrix: Tensor,
         heads: slice | list[int],
+        bias: Tensor | None = None,
         mix: content.Mix | None = None,
         position: Tensor | None = None,
     ) -> Tensor:
-        """A_h X of the given heads, (B, C, heads, Hq, Wq); S_h X without `mix`."""
+        """Σ_h matrix[:, :, h] (A_h X) + bias over the given heads; S_h X without `mix`."""
         scene = self._scene(x)
         queries, keys = self._queries_and_keys(x, heads)
         path = self._path(x, scene)
         drop = self.config.attn_drop if self.training else 0.0
+        if path == "tiles":
+            return content.attend_tiles(x, queries, keys, matrix, self.groups, scene, drop)
         if path == "blocks":
             attended = content.attend_blocks(x, queries, keys, scene, mix)
-        elif path == "tiles":
-            sides = content.tile_sides(scene)
-            attended = content.attend_tiles(x, queries, keys, scene, sides, drop)
         else:
             attention = F.dropout(self._content(queries, keys, scene), drop, drop > 0)
             attended = content.attend_dense(x, attention, mix, position)
-        return attended.reshape(*attended.shape[:3], *scene.grid)
+        attended = attended.reshape(*attended.shape[:3], *scene.grid)
+        return functional.output_matrix(attended, matrix, self.groups, bias)
 
     def _scene(self, x: Tensor) -> content.Scene:
         height, width = x.shape[-2:]
