@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tcnn
 from reference import reference_of, relative_error, with_open_gates
-from tcnn import content
+from tcnn import content, content_tiles
 
 PATHS = ["dense", "blocks", "tiles"]
 
@@ -108,7 +108,7 @@ def test_a_tile_sees_all_that_its_queries_see(
     size: int, stride: int, beyond: int, window: int, side: int
 ) -> None:
     anchors = torch.arange(0, size + beyond, stride).clamp(max=size - 1).float()
-    tiles = content.axis_tiles(anchors, size, stride, window, side)
+    tiles = content_tiles.axis_tiles(anchors, size, stride, window, side)
     assert (tiles.keys >= 0).all() and (tiles.keys < size).all()
     for queries, keys in zip(tiles.queries.tolist(), tiles.keys.tolist(), strict=True):
         assert len(set(keys)) == len(keys)
@@ -164,6 +164,16 @@ def test_narrow_numbers(
             if name != "v_pos" and truth.abs().max() > 1:  # of weights that move a float16 output
                 assert relative_error(mine, truth) < 5 * limit, name
         layer = layer.float()
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_empty_batches(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.setattr(content, "choose_path", lambda **_: path)
+    layer = with_open_gates(tcnn.GPSA2d(3, 4, 3, 2, 1, config=tcnn.GPSAConfig(window=3)))
+    empty = layer(torch.empty(0, 3, 9, 8, requires_grad=True))
+    assert empty.shape == (0, 4, 5, 4)
+    empty.sum().backward()
+    assert layer.weight.grad is not None and (layer.weight.grad == 0).all()
 
 
 # Where only plain operations will do

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import tcnn
 from reference import reference_of
-from tcnn import content
+from tcnn import content, content_blocks
 
 # torch itself says so of nn.Conv2d(padding="same") with an even kernel.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -169,7 +169,7 @@ def test_open_gates_are_the_dense_reference(
     # Each path at every size, whichever the layer would choose.
     paths = ["dense", "blocks"] if config.window is None else ["dense", "blocks", "tiles"]
     path = data.draw(st.sampled_from(paths), label="path")
-    forced = mock.patch.multiple(content, choose_path=lambda **_: path, _BLOCK_ELEMENTS=500)
+    forced = mock.patch.object(content, "choose_path", lambda **_: path)
     frozen = data.draw(st.booleans(), label="frozen gates")
     layer.gating_param.requires_grad_(not frozen)
     twin = copy.deepcopy(layer)
@@ -183,7 +183,7 @@ def test_open_gates_are_the_dense_reference(
         theirs |= {n: p for n, p in twin.named_parameters() if p.requires_grad}
         expected = reference_of(twin, theirs["input"])
         before = gradients(expected, theirs, seed)
-        with forced:
+        with forced, mock.patch.object(content_blocks, "_BLOCK_ELEMENTS", 500):
             found = layer(ours["input"])
             after = gradients(found, ours, seed)
         assert worst(found, expected) <= 1e-10, call

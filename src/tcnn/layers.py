@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from tcnn import content, convolutions, functional
+from tcnn import content, content_blocks, content_tiles, convolutions, functional
 from tcnn.geometry import Geometry
 from tcnn.gpsa_config import GPSAConfig
 
@@ -431,9 +431,9 @@ class GPSA2d(nn.Module):
         path = self._path(x, scene)
         drop = self.config.attn_drop if self.training else 0.0
         if path == "tiles":
-            return content.attend_tiles(x, queries, keys, matrix, self.groups, scene, drop)
+            return content_tiles.attend_tiles(x, queries, keys, matrix, self.groups, scene, drop)
         if path == "blocks":
-            attended = content.attend_blocks(x, queries, keys, scene, mix)
+            attended = content_blocks.attend_blocks(x, queries, keys, scene, mix)
         else:
             attention = F.dropout(self._content(queries, keys, scene), drop, drop > 0)
             attended = content.attend_dense(x, attention, mix, position)
@@ -457,9 +457,9 @@ class GPSA2d(nn.Module):
         tile_keys = None
         if scene.window is not None:
             spans = [
-                content.tile_span(size, stride, scene.window, side)
+                content_tiles.tile_span(size, stride, scene.window, side)
                 for size, stride, side in zip(
-                    scene.size, scene.stride, content.tile_sides(scene), strict=True
+                    scene.size, scene.stride, content_tiles.tile_sides(scene), strict=True
                 )
             ]
             tile_keys = math.prod(spans)
