@@ -102,7 +102,7 @@ def choose_path(
 
     | path     | when                                              | operations   | memory        |
     |----------|---------------------------------------------------|--------------|---------------|
-    | "tiles"  | a window, and a tile's keys are half the image    | Nq·K·heads·C | Nq·K·heads    |
+    | "tiles"  | a window, and a tile sees a quarter of the image  | Nq·K·heads·C | Nq·K·heads    |
     | "dense"  | S is small, dropout, or PyTorch transforms us     | Nq·N·heads·C | B·heads·Nq·N  |
     | "blocks" | otherwise                                         | Nq·N·heads·C | Nq·heads·C    |
 
@@ -110,7 +110,7 @@ def choose_path(
         tile_keys: K, pixels that a tile's queries see; None without a window.
         drops: dropout acts on S, and a block computed again would draw other numbers.
     """
-    if tile_keys is not None and tile_keys <= keys // 2:
+    if tile_keys is not None and tile_keys <= keys // 4:
         return "tiles"
     small = batch * heads * queries * keys <= _DENSE_ELEMENTS
     return "dense" if small or drops else "blocks"

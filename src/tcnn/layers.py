@@ -405,15 +405,15 @@ class GPSA2d(nn.Module):
         if heads != slice(None) or content.transformed(x, share) or not share.detach().any():
             return False
         path = self._path(x, self._scene(x))
-        return path == "dense" or (path == "blocks" and self.config.positions == "fixed")
+        return path != "tiles"
 
     def _attend_both(self, x: Tensor, kernel: Tensor, gate: Tensor, share: Tensor) -> Tensor:
         rows, columns = self._position_factors((x.shape[-2], x.shape[-1]))
         mix = content.Mix.of_factors(share, gate, rows.detach(), columns.detach())
-        position = None
+        learned = None
         if self.config.positions == "learned":
-            position = functional.dense_position(rows * gate.view(-1, 1, 1), columns)
-        y = self._attend(x, kernel.flatten(2), slice(None), self.bias, mix, position)
+            learned = rows * gate.view(-1, 1, 1), columns
+        y = self._attend(x, kernel.flatten(2), slice(None), self.bias, mix, learned)
         return y.contiguous(memory_format=self._memory_format(x))
 
     def _attend(
@@ -423,20 +423,29 @@ class GPSA2d(nn.Module):
         heads: slice | list[int],
         bias: Tensor | None = None,
         mix: content.Mix | None = None,
-        position: Tensor | None = None,
+        learned: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Σ_h matrix[:, :, h] (A_h X) + bias over the given heads; S_h X without `mix`."""
+        """Σ_h matrix[:, :, h] (A_h X) + bias over the given heads; S_h X without `mix`.
+
+        P_h is one-hot (`mix`) or, of `learned` positions, g_h R_h ⊗ C_h.
+        """
         scene = self._scene(x)
         queries, keys = self._queries_and_keys(x, heads)
         path = self._path(x, scene)
         drop = self.config.attn_drop if self.training else 0.0
         if path == "tiles":
             return content_tiles.attend_tiles(x, queries, keys, matrix, self.groups, scene, drop)
-        if path == "blocks":
+        if path == "blocks" and mix is not None and learned is not None:
+            attended = content_blocks.attend_blocks(x, queries, keys, scene)
+            rows, columns = (factor.to(x.dtype) for factor in learned)
+            position = functional.positional_attend(x, rows, columns).flatten(3)
+            attended = attended * mix.share.to(attended.dtype).view(-1, 1) + position
+        elif path == "blocks":
             attended = content_blocks.attend_blocks(x, queries, keys, scene, mix)
         else:
             attention = F.dropout(self._content(queries, keys, scene), drop, drop > 0)
-            attended = content.attend_dense(x, attention, mix, position)
+            dense = None if learned is None else functional.dense_position(*learned)
+            attended = content.attend_dense(x, attention, mix, dense)
         attended = attended.reshape(*attended.shape[:3], *scene.grid)
         return functional.output_matrix(attended, matrix, self.groups, bias)
 
