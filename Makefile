@@ -32,6 +32,7 @@ benchmark: .venv/.dev  ## speed beside the CNN, and what each gate costs, into b
 	$(BIN)/python benchmarks/recast.py --json benchmarks/results/recast_resnet50.json
 	$(BIN)/python benchmarks/recast.py --model tcnn.networks:cifar_resnet20 --size 32 --batch 128 \
 	  --runs 9 --bf16 --json benchmarks/results/recast_cifar_resnet20.json
+	$(BIN)/python benchmarks/layer.py --json benchmarks/results/layer.json
 	$(BIN)/python benchmarks/gates.py --json benchmarks/results/gates.json
 	$(BIN)/python benchmarks/corruptions.py --json benchmarks/results/corruptions.json
 

@@ -76,7 +76,7 @@ def test_window_by_hand() -> None:
 
 def test_content_attention_is_a_scaled_softmax() -> None:
     queries, keys = torch.randn(2, 3, 4, 5).double(), torch.randn(2, 3, 6, 5).double()
-    attention = functional.content_attention(queries, keys)
+    attention = functional.content_attention(*functional.scaled_queries(queries, keys, None))
     for b, h, q in ((0, 0, 0), (1, 2, 3)):
         scores = [math.exp(queries[b, h, q] @ keys[b, h, k] / math.sqrt(5)) for k in range(6)]
         expected = torch.tensor(scores, dtype=torch.float64) / sum(scores)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import tcnn
 from reference import reference_of
+from tcnn import content, content_blocks
 
 # torch itself says so of nn.Conv2d(padding="same") with an even kernel.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -164,6 +166,10 @@ def test_open_gates_are_the_dense_reference(
             layer.logit_scale.copy_(torch.randn(layer.heads))
         if config.positions == "learned":
             layer.v_pos.add_(torch.randn_like(layer.v_pos))
+    # Each path at every size, whichever the layer would choose.
+    paths = ["dense", "blocks"] if config.window is None else ["dense", "blocks", "tiles"]
+    path = data.draw(st.sampled_from(paths), label="path")
+    forced = mock.patch.object(content, "choose_path", lambda **_: path)
     frozen = data.draw(st.booleans(), label="frozen gates")
     layer.gating_param.requires_grad_(not frozen)
     twin = copy.deepcopy(layer)
@@ -175,15 +181,19 @@ def test_open_gates_are_the_dense_reference(
         ours |= {n: p for n, p in layer.named_parameters() if p.requires_grad}
         theirs = {"input": x.clone().requires_grad_()}
         theirs |= {n: p for n, p in twin.named_parameters() if p.requires_grad}
-        found, expected = layer(ours["input"]), reference_of(twin, theirs["input"])
+        expected = reference_of(twin, theirs["input"])
+        before = gradients(expected, theirs, seed)
+        with forced, mock.patch.object(content_blocks, "_BLOCK_ELEMENTS", 500):
+            found = layer(ours["input"])
+            after = gradients(found, ours, seed)
         assert worst(found, expected) <= 1e-10, call
-        after, before = gradients(found, ours, seed), gradients(expected, theirs, seed)
         for name, truth in before.items():
             # 1e-12: a gradient that is zero but for rounding (one key alone, a shut head).
             error = (after[name] - truth).abs().max().item()
             assert error <= 1e-10 * truth.abs().max().item() + 1e-12, (name, call, error)
-        with torch.no_grad():
+        with torch.no_grad(), forced:
             assert worst(layer(x), expected) <= 1e-10, call
     event(
-        f"{config.positions}, {config.gate}, {config.content}, window {config.window is not None}"
+        f"{path}, {config.positions}, {config.gate}, {config.content}, "
+        f"window {config.window is not None}"
     )

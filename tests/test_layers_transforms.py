@@ -12,19 +12,30 @@ from torch.utils.checkpoint import checkpoint
 
 import tcnn
 from reference import reference_of, relative_error, with_open_gates
+from tcnn import content
 
 DOUBLE = torch.float64
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("positions", ["fixed", "learned"])
-@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize(
+    ("window", "path"),
+    [(None, "dense"), (None, "blocks"), (3, "dense"), (3, "blocks"), (3, "tiles")],
+)
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
 @pytest.mark.parametrize("training", [False, True])
 def test_gradients_reach_through_a_norm(
-    batch: int, positions: str, window: Any, norm: Any, training: bool
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+    positions: str,
+    window: Any,
+    path: str,
+    norm: Any,
+    training: bool,
 ):
     """PyTorch's batch norm misreads some strides of the gradient that it is given, silently."""
+    monkeypatch.setattr(content, "choose_path", lambda **_: path)
     torch.manual_seed(0)
     config = tcnn.GPSAConfig(positions=positions, window=window, locality_strength=2.0)
     layer = with_open_gates(tcnn.GPSA2d(4, 3, 3, padding=1, dtype=DOUBLE, config=config))

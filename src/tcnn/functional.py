@@ -102,6 +102,17 @@ def positional_attend(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.einsum("hvx,bchux->bchuv", columns, attended)
 
 
+def dense_position(rows: Tensor, columns: Tensor) -> Tensor:
+    """P_h = R_h ⊗ C_h as a matrix, (heads, Hq·Wq, H·W), of (heads, Hq, H) and (heads, Wq, W)."""
+    product = rows[:, :, None, :, None] * columns[:, None, :, None, :]
+    return product.flatten(3).flatten(1, 2)
+
+
+def in_window(offsets: Tensor, window: int) -> Tensor:
+    """Whether -⌊(w-1)/2⌋ ≤ δ ≤ ⌊w/2⌋ along one axis, boolean, in the shape of `offsets`."""
+    return (offsets >= -((window - 1) // 2)) & (offsets <= window // 2)
+
+
 def window_mask(row_offsets: Tensor, column_offsets: Tensor, window: int) -> Tensor:
     """Which keys lie outside the window -⌊(w-1)/2⌋ ≤ δ ≤ ⌊w/2⌋ around their query, on either axis.
 
@@ -112,9 +123,7 @@ def window_mask(row_offsets: Tensor, column_offsets: Tensor, window: int) -> Ten
     Returns:
         (Hq·Wq, H·W), boolean, True where a key may not be attended to.
     """
-    inside = [
-        (d >= -((window - 1) // 2)) & (d <= window // 2) for d in (row_offsets, column_offsets)
-    ]
+    inside = [in_window(d, window) for d in (row_offsets, column_offsets)]
     both = inside[0][:, None, :, None] & inside[1][None, :, None, :]
     return ~both.flatten(0, 1).flatten(1, 2)
 
@@ -141,25 +150,29 @@ def unit(x: Tensor) -> Tensor:
     return x / length.to(x.dtype)
 
 
-def content_attention(
-    queries: Tensor, keys: Tensor, outside: Tensor | None = None, scale: Tensor | None = None
-) -> Tensor:
-    """S_h = softmax over keys of Q_h K_hᵀ / √d_k (ConViT eq. 5).
+def scaled_queries(queries: Tensor, keys: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Queries times the factor of the scores, 1 / √d_k or `scale` (heads,), and the keys.
 
-    Args:
-        queries: (B, heads, Nq, d_k).
-        keys: (B, heads, Nk, d_k).
-        outside: (Nq, Nk), True where a key may not be attended to; None allows all.
-        scale: (heads,), in place of 1 / √d_k.
-
-    Returns:
-        (B, heads, Nq, Nk), rows summing to 1; of float16 in float32, for its scores would overflow.
+    Both (B, heads, ·, d_k); of float16 in float32, for its scores would overflow.
     """
     if queries.dtype == torch.float16:
-        with torch.autocast(queries.device.type, enabled=False):
-            return content_attention(queries.float(), keys.float(), outside, scale)
+        queries, keys = queries.float(), keys.float()
     factor = queries.shape[-1] ** -0.5 if scale is None else scale.to(queries.dtype).view(-1, 1, 1)
-    scores = (queries * factor) @ keys.transpose(-1, -2)
+    return queries * factor, keys
+
+
+def content_attention(queries: Tensor, keys: Tensor, outside: Tensor | None = None) -> Tensor:
+    """S_h = softmax over keys of Q_h K_hᵀ (ConViT eq. 5).
+
+    Args:
+        queries: with the factor of the scores, (B, heads, Nq, d_k).
+        keys: (B, heads, Nk, d_k).
+        outside: (Nq, Nk), True where a key may not be attended to; None allows all.
+
+    Returns:
+        (B, heads, Nq, Nk), rows summing to 1.
+    """
+    scores = queries @ keys.transpose(-1, -2)
     if outside is not None:
         scores = scores.masked_fill(outside, -torch.inf)
     return torch.softmax(scores, dim=-1)
@@ -181,16 +194,19 @@ def content_attend(x: Tensor, attention: Tensor) -> Tensor:
     return torch.bmm(x.flatten(2), weights).view(*x.shape[:2], *attention.shape[1:3])
 
 
-def output_matrix(attended: Tensor, kernel: Tensor, groups: int) -> Tensor:
-    """Σ_h W[:, :, h] (A_h X): the kernel as the output matrix of the heads, by channel groups.
+def output_matrix(
+    attended: Tensor, kernel: Tensor, groups: int, bias: Tensor | None = None
+) -> Tensor:
+    """Σ_h W[:, :, h] (A_h X) + bias: the kernel as the heads' output matrix, by groups.
 
     Args:
         attended: A_h X, (B, C, heads, Hq, Wq).
         kernel: W, (out_channels, C / groups, heads).
         groups: channel groups of the convolution.
+        bias: (out_channels,).
 
     Returns:
         (B, out_channels, Hq, Wq).
     """
     # Channels and heads flatten in the kernel's own order, so this is a grouped 1x1 convolution.
-    return F.conv2d(attended.flatten(1, 2), kernel.flatten(1)[..., None, None], groups=groups)
+    return F.conv2d(attended.flatten(1, 2), kernel.flatten(1)[..., None, None], bias, groups=groups)

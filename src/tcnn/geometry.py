@@ -70,6 +70,12 @@ class Geometry:
         )
         return rows, columns
 
+    def queries_are_pixels(self, size: Pair) -> bool:
+        """Whether there is one query for each pixel of the image (H, W), anchored at it."""
+        before = [pads[0] for pads in self.pads(size)]
+        unmoved = before == [pads[0] for pads in self._reference_pads()]
+        return unmoved and self.stride == (1, 1) and self.grid(size) == tuple(size)
+
     def centres(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Δ_h = (a·d - p, b·d - p) of each head h = a·Kw + b, two of (heads,), float32."""
         (top, _), (left, _) = self._reference_pads()

@@ -42,7 +42,8 @@ class GPSAConfig:
 
     window: int | None = None
     """Side in pixels of the neighbourhood of the query that content keys come from; None is the
-    whole image. It limits what a head sees, not what it costs."""
+    whole image. On grids much larger than the window the cost grows as the pixels do, not as their
+    square."""
 
     attn_drop: float = 0.0
     """Dropout probability on the entries of the content attention, in training."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy as copying
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from tcnn import convolutions, functional
+from tcnn import content, content_blocks, content_tiles, convolutions, functional
 from tcnn.geometry import Geometry
 from tcnn.gpsa_config import GPSAConfig
 
@@ -262,10 +263,17 @@ class GPSA2d(nn.Module):
         """Y of (B, C, H, W) or (C, H, W), as from `torch.nn.Conv2d`."""
         if input.dim() == 3:
             return self.forward(input[None])[0]
+        if input.dim() != 4:
+            raise RuntimeError(
+                "Expected 3D (unbatched) or 4D (batched) input to GPSA2d, "
+                f"but got input of size: {list(input.shape)}."
+            )
         x = input
         kernel = self._kernel()
         gate, share = self._gate_and_share()
         heads = self._heads_with_content(share)
+        if heads is not None and self._merges(x, share, heads):
+            return self._attend_both(x, kernel, gate, share)
         if self.config.positions == "learned":
             y = self._attend_position(x, kernel, gate)
         elif heads is None:
@@ -273,7 +281,7 @@ class GPSA2d(nn.Module):
         else:
             y = self._convolve(x, kernel * gate.view(kernel.shape[2:]))
         if heads is not None:
-            y = y + self._attend_content(x, kernel, share, heads)
+            y = y + self._attend(x, (kernel.flatten(2) * share)[..., heads], heads)
         return y
 
     @torch.no_grad()
@@ -281,10 +289,10 @@ class GPSA2d(nn.Module):
         """The layer's attention on a batch (B, C, H, W), as dense maps to look at."""
         size = (x.shape[-2], x.shape[-1])
         rows, columns = self._position_factors(size)
-        content = self._content(x, slice(None))
+        attention = self._content(*self._queries_and_keys(x, slice(None)), self._scene(x))
         return AttentionMaps(
             position=rows[:, :, None, :, None] * columns[:, None, :, None, :],
-            content=content.view(len(x), self.heads, *self._geometry.grid(size), *size),
+            content=attention.view(len(x), self.heads, *self._geometry.grid(size), *size),
             gate=self.gate.detach(),
         )
 
@@ -388,41 +396,123 @@ class GPSA2d(nn.Module):
 
     # Content
 
-    def _attend_content(
-        self, x: Tensor, kernel: Tensor, share: Tensor, heads: slice | list[int]
-    ) -> Tensor:
-        attention = F.dropout(self._content(x, heads), self.config.attn_drop, self.training)
-        attended = functional.content_attend(x, attention)
-        grid = self._geometry.grid((x.shape[-2], x.shape[-1]))
-        matrix = (kernel.flatten(2) * share)[..., heads]
-        return functional.output_matrix(
-            attended.reshape(*attended.shape[:3], *grid), matrix, self.groups
-        )
+    def _merges(self, x: Tensor, share: Tensor, heads: slice | list[int]) -> bool:
+        """Whether position and content are one attention A_h, in place of a sum of two outputs.
 
-    def _content(self, x: Tensor, heads: slice | list[int]) -> Tensor:
-        """S of the given heads, (B, heads, Hq·Wq, H·W)."""
+        Not where every gate is shut: then the sum is the convolution to the bit. Nor where
+        a transform of PyTorch leaves no choice by value.
+        """
+        if heads != slice(None) or content.transformed(x, share) or not share.detach().any():
+            return False
+        path = self._path(x, self._scene(x))
+        return path != "tiles"
+
+    def _attend_both(self, x: Tensor, kernel: Tensor, gate: Tensor, share: Tensor) -> Tensor:
+        rows, columns = self._position_factors((x.shape[-2], x.shape[-1]))
+        mix = content.Mix.of_factors(share, gate, rows.detach(), columns.detach())
+        learned = None
+        if self.config.positions == "learned":
+            learned = rows * gate.view(-1, 1, 1), columns
+        y = self._attend(x, kernel.flatten(2), slice(None), self.bias, mix, learned)
+        return y.contiguous(memory_format=self._memory_format(x))
+
+    def _attend(
+        self,
+        x: Tensor,
+        matrix: Tensor,
+        heads: slice | list[int],
+        bias: Tensor | None = None,
+        mix: content.Mix | None = None,
+        learned: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Σ_h matrix[:, :, h] (A_h X) + bias over the given heads; S_h X without `mix`.
+
+        P_h is one-hot (`mix`) or, of `learned` positions, g_h R_h ⊗ C_h.
+        """
+        scene = self._scene(x)
+        queries, keys = self._queries_and_keys(x, heads)
+        path = self._path(x, scene)
+        drop = self.config.attn_drop if self.training else 0.0
+        if path == "tiles":
+            return content_tiles.attend_tiles(x, queries, keys, matrix, self.groups, scene, drop)
+        if path == "blocks" and mix is not None and learned is not None:
+            attended = content_blocks.attend_blocks(x, queries, keys, scene)
+            rows, columns = (factor.to(x.dtype) for factor in learned)
+            position = functional.positional_attend(x, rows, columns).flatten(3)
+            attended = attended * mix.share.to(attended.dtype).view(-1, 1) + position
+        elif path == "blocks":
+            attended = content_blocks.attend_blocks(x, queries, keys, scene, mix)
+        else:
+            attention = F.dropout(self._content(queries, keys, scene), drop, drop > 0)
+            dense = None if learned is None else functional.dense_position(*learned)
+            attended = content.attend_dense(x, attention, mix, dense)
+        attended = attended.reshape(*attended.shape[:3], *scene.grid)
+        return functional.output_matrix(attended, matrix, self.groups, bias)
+
+    def _scene(self, x: Tensor) -> content.Scene:
         height, width = x.shape[-2:]
         rows, columns = self._geometry.anchors((height, width), x.device)
-        rows, columns = rows.clamp(0, height - 1), columns.clamp(0, width - 1)
+        return content.Scene(
+            rows.clamp(0, height - 1),
+            columns.clamp(0, width - 1),
+            (height, width),
+            self._geometry.stride,
+            self.config.window,
+        )
+
+    def _path(self, x: Tensor, scene: content.Scene) -> content.Path:
+        if content.transformed(x, self.gating_param):
+            return "dense"
+        tile_keys = None
+        if scene.window is not None:
+            spans = [
+                content_tiles.tile_span(size, stride, scene.window, side)
+                for size, stride, side in zip(
+                    scene.size, scene.stride, content_tiles.tile_sides(scene), strict=True
+                )
+            ]
+            tile_keys = math.prod(spans)
+        return content.choose_path(
+            batch=len(x),
+            heads=self.heads,
+            queries=math.prod(scene.grid),
+            keys=math.prod(scene.size),
+            tile_keys=tile_keys,
+            drops=self.training and self.config.attn_drop > 0,
+        )
+
+    def _queries_and_keys(self, x: Tensor, heads: slice | list[int]) -> tuple[Tensor, Tensor]:
+        """Q, with the factor of the scores, and K: (B, heads, Nq, d_k), (B, heads, N, d_k)."""
+        scene = self._scene(x)
         if self.config.content == "cosine":
             x = x - x.mean(dim=(2, 3), keepdim=True)
-        at_queries = x.index_select(2, rows.long()).index_select(3, columns.long())
-        w_qry, w_key = self.qk.weight.view(2, self.heads, -1, self.in_channels)[:, heads]
-        queries = functional.project_heads(at_queries, w_qry)
-        keys = functional.project_heads(x, w_key)
+        weight = self.qk.weight.view(2, self.heads, -1, self.in_channels)[:, heads]
+        if self._geometry.queries_are_pixels(scene.size):  # one projection for both
+            queries, keys = functional.project_heads(x, weight.flatten(0, 1)).chunk(2, dim=1)
+        else:
+            at_queries = x.index_select(2, scene.rows.long()).index_select(3, scene.columns.long())
+            queries = functional.project_heads(at_queries, weight[0])
+            keys = functional.project_heads(x, weight[1])
         scale = None
         if self.config.content == "cosine":
             queries, keys = functional.unit(queries), functional.unit(keys)
             # At most 100, as in Swin V2: a temperature that runs away would overflow.
             scale = self.logit_scale[heads].clamp(max=math.log(100)).exp()
+        return functional.scaled_queries(queries, keys, scale)
+
+    def _content(self, queries: Tensor, keys: Tensor, scene: content.Scene) -> Tensor:
+        """S, (B, heads, Hq·Wq, H·W)."""
         outside = None
-        if self.config.window is not None:
+        if scene.window is not None:
             outside = functional.window_mask(
-                functional.axis_offsets(rows, 0, height),
-                functional.axis_offsets(columns, 0, width),
-                self.config.window,
+                functional.axis_offsets(scene.rows, 0, scene.size[0]),
+                functional.axis_offsets(scene.columns, 0, scene.size[1]),
+                scene.window,
             )
-        return functional.content_attention(queries, keys, outside, scale)
+        # Of float16 networks these are float32, which autocast would undo.
+        wide = queries.dtype == torch.float32
+        with torch.autocast(queries.device.type, enabled=False) if wide else nullcontext():
+            return functional.content_attention(queries, keys, outside)
 
 
 def gpsa_layers(model: nn.Module) -> dict[str, GPSA2d]:

@@ -44,7 +44,8 @@ class PlanRow:
         reason: why it is skipped or refused.
         heads: heads of the recast layer, 0 where it is not recast.
         parameters: parameters added by recasting it.
-        flops: operations added per image with every gate open (a multiply-add counts as 2).
+        flops: operations added per image with every gate open (a multiply-add counts as 2);
+            a window lowers them on large grids, which is not counted.
     """
 
     name: str
@@ -293,15 +294,12 @@ def _cost(conv: nn.Conv2d, config: GPSAConfig, calls: list[Call]) -> tuple[int, 
     parameters = 2 * channels * width + heads + (3 * heads if learned else 0)
     parameters += heads if config.content == "cosine" else 0
     flops = 0
+    # The kernel as output matrix takes the operations of the convolution that it stands in for.
     for inputs, outputs in ((call.inputs, call.outputs) for call in calls):
         keys, queries = _area(inputs), _area(outputs)
-        output = heads * queries * channels // conv.groups * conv.out_channels
         flops += 2 * (
             channels * width * (queries + keys) + queries * keys * (width + heads * channels)
         )
-        flops += 2 * output
-        if learned:  # the per-axis factors; the convolution itself becomes the output matrix
-            flops += 2 * heads * channels * outputs[0] * inputs[1] * (inputs[0] + outputs[1])
     return parameters, flops
 
 
