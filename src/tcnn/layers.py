@@ -510,7 +510,7 @@ class GPSA2d(nn.Module):
                 scene.window,
             )
         # Of float16 networks these are float32, which autocast would undo.
-        wide = queries.dtype == torch.float32
+        wide = queries.dtype == torch.float32 and not queries.is_meta
         with torch.autocast(queries.device.type, enabled=False) if wide else nullcontext():
             return functional.content_attention(queries, keys, outside)
 
