@@ -21,7 +21,8 @@ from tcnn.decoding import UnreadableImage
 from tcnn.errors import TCNNError
 from tcnn.evaluate_config import InferenceConfig
 from tcnn.pixels import Change, Corrupted, Occluded, PixelImages, Shuffled, as_listed
-from tcnn.scoring import Score, make_fabric, score
+from tcnn.processes import make_fabric
+from tcnn.scoring import Score, score
 from tcnn.suites import corrupted
 from tcnn.view import View
 

@@ -34,9 +34,9 @@ from tcnn.data_config import ImagesConfig
 from tcnn.errors import TCNNError
 from tcnn.evaluate_config import InferenceConfig, RobustnessConfig
 from tcnn.evaluation import evaluate_images, measure_robustness
+from tcnn.processes import make_fabric
 from tcnn.robustness import robustness, weights_checksum
 from tcnn.robustness_result import RobustnessResult
-from tcnn.scoring import make_fabric
 from tcnn.suites import parts_of
 
 NET = "tcnn.networks:cifar_resnet"

@@ -19,7 +19,8 @@ from tcnn.errors import TCNNError
 from tcnn.evaluate_config import InferenceConfig
 from tcnn.images import DataError
 from tcnn.pixels import Shuffled
-from tcnn.scoring import AttackConfig, Part, Score, make_fabric, score
+from tcnn.processes import make_fabric
+from tcnn.scoring import AttackConfig, Part, Score, score
 from tcnn.view import View
 
 VIEW = View((1, 4, 4), (0.5,), (0.25,), "bilinear", 1.0)

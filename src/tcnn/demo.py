@@ -27,10 +27,11 @@ from tcnn.files import make_folder, write_json, write_whole
 from tcnn.loaders import ImageData
 from tcnn.models import load_model
 from tcnn.planning import plan
+from tcnn.processes import make_fabric
 from tcnn.provenance import provenance
 from tcnn.robustness_result import PartScore, RobustnessResult
 from tcnn.run_record import FitResult
-from tcnn.scoring import make_fabric, score
+from tcnn.scoring import score
 from tcnn.suites import clean, corrupted
 from tcnn.surgery import recast
 from tcnn.train_config import EngineConfig, TrainConfig

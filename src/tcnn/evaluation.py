@@ -20,10 +20,11 @@ from tcnn.evaluate_config import InferenceConfig, RobustnessConfig
 from tcnn.files import make_folder, write_json, write_text, write_whole
 from tcnn.images import DataError, Images
 from tcnn.loaders import open_validation
+from tcnn.processes import make_fabric
 from tcnn.provenance import provenance
 from tcnn.robustness import check_alike, robustness, weights_checksum
 from tcnn.robustness_result import RobustnessResult
-from tcnn.scoring import Score, explained, make_fabric, score
+from tcnn.scoring import Score, explained, score
 from tcnn.suites import CLEAN, clean, parts_of
 from tcnn.tables import csv_text
 from tcnn.train import output_width

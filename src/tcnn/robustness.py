@@ -22,8 +22,9 @@ from tcnn.evaluate import EvaluationResult
 from tcnn.evaluate_config import InferenceConfig
 from tcnn.files import clear_leftovers, make_folder, write_whole
 from tcnn.layers import gpsa_layers
+from tcnn.processes import gather, shared_errors
 from tcnn.robustness_result import PartScore, RobustnessResult
-from tcnn.scoring import Part, Score, gather, score, shared_errors
+from tcnn.scoring import Part, Score, score
 from tcnn.sources import origin
 from tcnn.view import View
 

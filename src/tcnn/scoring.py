@@ -6,7 +6,6 @@ on one process, and is counted once.
 
 from __future__ import annotations
 
-import logging
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -29,6 +27,7 @@ from tcnn.evaluate import EvaluationResult, answers, joined
 from tcnn.evaluate_config import InferenceConfig
 from tcnn.images import DataError, Images
 from tcnn.pixels import Change, PixelImages, Shown, as_listed
+from tcnn.processes import gather, shared_errors
 from tcnn.reading import Unread, reader_options
 from tcnn.running import eval_mode
 from tcnn.view import View
@@ -149,36 +148,6 @@ class Score:
         return f"{zlib.crc32(self.checksums.numpy().astype('<i8').tobytes()):08x}"
 
 
-def make_fabric(config: InferenceConfig) -> Fabric:
-    """The processes and devices of a configuration, launched.
-
-    Raises:
-        TCNNError: there are no such devices.
-    """
-    processes = config.processes > 1
-    logger = logging.getLogger("lightning.fabric")
-    level = logger.level
-    logger.setLevel(logging.WARNING)  # without its notes on precision and processes
-    try:
-        fabric = Fabric(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
-            strategy="ddp" if processes else "auto",
-            precision=config.precision if config.precision != "32" else "32-true",
-        )
-        if processes:
-            fabric.launch()
-    except Exception as error:  # Lightning raises several kinds for devices that are not there
-        reason = " ".join(str(error).split())
-        raise TCNNError(
-            f"Expected {config.devices} devices of kind {config.accelerator!r}, but: {reason}"
-        ) from error
-    finally:
-        logger.setLevel(level)
-    return fabric
-
-
 def score(
     models: Mapping[str, tuple[nn.Module, View]],
     part: Part,
@@ -258,24 +227,6 @@ def explained(model: nn.Module, size: Sequence[int], what: str) -> Iterator[None
             f"{type(model).__name__} says: {reason.rstrip('.')}: give --data.input_size, or leave "
             "this out."
         ) from error
-
-
-@contextmanager
-def shared_errors(fabric: Fabric) -> Iterator[None]:
-    """End all processes where one of them meets a `TCNNError`, so that none waits for it.
-
-    The first process raises it, the others end with exit code 1. All must come here together.
-    """
-    failure = None
-    try:
-        yield
-    except TCNNError as error:
-        failure = error
-    for found in gather(failure):
-        if found is not None:
-            if fabric.global_rank == 0:
-                raise found
-            raise SystemExit(1)
 
 
 @dataclass(frozen=True)
@@ -392,12 +343,3 @@ def _loader(
         collate_fn=as_listed,
         **reader_options(data.workers, PixelImages.__module__),
     )
-
-
-def gather(value: Any) -> list[Any]:
-    """The value of every process, in their order, in each of them."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    found = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found

@@ -28,9 +28,10 @@ from tcnn.images import Images, take
 from tcnn.layers import gpsa_layers
 from tcnn.loaders import ImageData, open_data
 from tcnn.models import load_model
+from tcnn.processes import make_fabric
 from tcnn.provenance import provenance
 from tcnn.robustness_result import PartScore, RobustnessResult
-from tcnn.scoring import AttackConfig, Part, make_fabric, score
+from tcnn.scoring import AttackConfig, Part, score
 from tcnn.study_config import ArmConfig, MeasureConfig
 from tcnn.suites import attacked, clean, corrupted
 from tcnn.surgery import recast
