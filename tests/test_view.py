@@ -126,6 +126,30 @@ def test_grey(crop: str) -> None:
         assert transform(image).shape == (1, 32, 32)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("aa", ["rand-m9-inc1", "rand-m9", "augmix-m5", "v0", "original", "3a"])
+def test_augmentations_at_every_strength(aa: str, mode: str) -> None:
+    """Whatever level is drawn, a picture comes out: posterizing goes down to 0 bits."""
+    view = View.of(nn.Identity(), DataConfig(input_size=(3 if mode == "RGB" else 1, 16, 16)))
+    augmentation = view.transform(DataConfig(aa=aa)).transforms[2]
+    image = picture(16, 16).convert(mode)
+    policies = [getattr(augmentation, "ops", []), *getattr(augmentation, "policy", [])]
+    names = set()
+    for operation in (operation for policy in policies for operation in policy):
+        operation.prob = 1.0
+        names.add(operation.name)
+        for operation.magnitude in (0, 3, 10):
+            assert operation(image).size == (16, 16)
+    assert "Posterize" in " ".join(names) or aa == "3a"
+
+
+def test_posterizing_to_no_bits_is_black() -> None:
+    transform = View.of(nn.Identity()).transform(DataConfig(aa="rand-m10-inc1")).transforms[2]
+    operation = next(o for o in transform.ops if o.name == "PosterizeIncreasing")
+    operation.prob = 1.0
+    assert not np.asarray(operation(picture(8, 8))).any()
+
+
 def test_pixels_are_what_the_network_sees() -> None:
     view = View.of(nn.Identity(), DataConfig(input_size=(3, 24, 20)))
     pixels = view.in_pixels()(picture())

@@ -146,4 +146,27 @@ class View:
             resize = create_transform(**common, crop_pct=self.crop_pct).transforms[:2]
             shift = transforms.RandomCrop(self.input_size[1:], side // 8, padding_mode="reflect")
             composed.transforms[:1] = [*resize, *([shift] if config.crop == "pad" else [])]
+        _mend_posterize(composed)
         return composed
+
+
+def _mend_posterize(composed: Any) -> None:
+    """Let timm's augmentations ask for a picture of 0 bits, as TensorFlow's strongest setting does:
+    Pillow from 13 on raises ValueError, and training would end at a random picture."""
+    from timm.data import auto_augment
+
+    for step in composed.transforms:
+        policies = [getattr(step, "ops", []), *getattr(step, "policy", [])]
+        for operation in (operation for policy in policies for operation in policy):
+            if operation.aug_fn is auto_augment.posterize:
+                operation.aug_fn = _posterize
+
+
+def _posterize(picture: Image.Image, bits: int, **kwargs: Any) -> Image.Image:
+    """The picture with the `bits` highest bits of each channel: black with none."""
+    from timm.data import auto_augment
+
+    if bits < 1:
+        return Image.new(picture.mode, picture.size)
+    posterized: Image.Image = auto_augment.posterize(picture, bits, **kwargs)
+    return posterized
