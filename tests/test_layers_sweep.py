@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -13,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tcnn
+from paths import forced
 from reference import reference_of
-from tcnn import content, content_blocks
 
 # torch itself says so of nn.Conv2d(padding="same") with an even kernel.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -169,7 +168,6 @@ def test_open_gates_are_the_dense_reference(
     # Each path at every size, whichever the layer would choose.
     paths = ["dense", "blocks"] if config.window is None else ["dense", "blocks", "tiles"]
     path = data.draw(st.sampled_from(paths), label="path")
-    forced = mock.patch.object(content, "choose_path", lambda **_: path)
     frozen = data.draw(st.booleans(), label="frozen gates")
     layer.gating_param.requires_grad_(not frozen)
     twin = copy.deepcopy(layer)
@@ -183,7 +181,7 @@ def test_open_gates_are_the_dense_reference(
         theirs |= {n: p for n, p in twin.named_parameters() if p.requires_grad}
         expected = reference_of(twin, theirs["input"])
         before = gradients(expected, theirs, seed)
-        with forced, mock.patch.object(content_blocks, "_BLOCK_ELEMENTS", 500):
+        with forced(path, block=500):
             found = layer(ours["input"])
             after = gradients(found, ours, seed)
         assert worst(found, expected) <= 1e-10, call
@@ -191,7 +189,7 @@ def test_open_gates_are_the_dense_reference(
             # 1e-12: a gradient that is zero but for rounding (one key alone, a shut head).
             error = (after[name] - truth).abs().max().item()
             assert error <= 1e-10 * truth.abs().max().item() + 1e-12, (name, call, error)
-        with torch.no_grad(), forced:
+        with torch.no_grad(), forced(path):
             assert worst(layer(x), expected) <= 1e-10, call
     event(
         f"{path}, {config.positions}, {config.gate}, {config.content}, "

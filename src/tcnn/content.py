@@ -1,162 +1,247 @@
 """Content attention: what it is asked for, which path computes it, and the dense path.
 
-The others are `content_blocks` and `content_tiles`; all compute the same.
-
-All take queries and keys of every pixel and return S_h X. Where fixed positions are merged in
-(`Mix`) it is A_h X, of A_h = c_h S_h + g_h P_h: P_h has one entry a row, so adding it to S_h is
-nearly free and saves the convolution that it would otherwise be.
+The other paths, `content_blocks` and `content_tiles`, compute the same from the same `Scene` and
+`Mix`, and never hold a matrix of all queries and keys.
 """
 
 from __future__ import annotations
 
+import math
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from tcnn import functional
 
 Path = Literal["dense", "blocks", "tiles"]
-_DENSE_ELEMENTS = 2_000_000  # entries of S up to which its passes through memory cost little
+_DENSE_PAIRS = 2**16  # of a query and a key, up to which S is no larger than A_h X commonly is
+_HALO = 2.0  # pairs of a query and a key that copying one pixel to a tile counts as
+_TILE_SHARE = 4  # images of the size of a tile's patch from which on tiles pay
+_TILE_SIDE = 8  # the most queries along a tile's side that are tried
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The image that a layer attends to, and what limits the attention.
+    """What a layer's queries may attend to.
 
     Attributes:
-        rows, columns: pixel that each query is anchored at, within the image, (Hq,) and (Wq,).
-        size: (H, W).
-        stride: of the anchors.
-        window: side of the neighbourhood that keys come from; None is the whole image.
+        size: grid of the keys, (H, W).
+        grid: grid of the queries, (Hq, Wq).
+        origin, stride: query (u, v) is anchored at key origin + stride · (u, v), or at the key
+            nearest to that where it lies beyond the image.
+        window: side of the neighbourhood of the anchor that keys come from; None is the whole grid.
+        drop: dropout probability on the entries of S.
     """
 
-    rows: Tensor
-    columns: Tensor
     size: tuple[int, int]
+    grid: tuple[int, int]
+    origin: tuple[int, int]
     stride: tuple[int, int]
-    window: int | None
+    window: int | None = None
+    drop: float = 0.0
 
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(Hq, Wq)."""
-        return len(self.rows), len(self.columns)
+    def anchors(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Key that each query is anchored at, along rows (Hq,) and columns (Wq,)."""
+        rows, columns = (
+            (torch.arange(n, device=device) * stride + first).clamp(0, size - 1)
+            for n, stride, first, size in zip(
+                self.grid, self.stride, self.origin, self.size, strict=True
+            )
+        )
+        return rows, columns
 
-    def inside(self) -> tuple[Tensor, Tensor] | None:
+    def outside(self, device: torch.device) -> Tensor | None:
+        """Which keys are not in a query's window, (Nq, N); None where all are."""
+        if self.window is None:
+            return None
+        rows, columns = self.anchors(device)
+        return functional.window_mask(
+            functional.axis_offsets(rows, 0, self.size[0]),
+            functional.axis_offsets(columns, 0, self.size[1]),
+            self.window,
+        )
+
+    def inside(self, device: torch.device) -> tuple[Tensor, Tensor] | None:
         """Which keys are in a query's window, (Hq, H) and (Wq, W); None where all are."""
         if self.window is None:
             return None
-        rows = functional.axis_offsets(self.rows, 0, self.size[0])
-        columns = functional.axis_offsets(self.columns, 0, self.size[1])
-        return functional.in_window(rows, self.window), functional.in_window(columns, self.window)
+        rows, columns = (
+            functional.in_window(functional.axis_offsets(anchors, 0, size), self.window)
+            for anchors, size in zip(self.anchors(device), self.size, strict=True)
+        )
+        return rows, columns
+
+    @cached_property
+    def tile(self) -> tuple[int, int] | None:
+        """Sides of the tiles of queries that share their keys; None where tiles would not pay.
+
+        A pair of a query and a key costs scores, a softmax and heads · C multiplications, and the
+        keys of a tile are copied. Beyond a quarter of the image for a tile, blocks do as well;
+        anchors beyond the image lie on no regular grid.
+        """
+        if self.window is None:
+            return None
+        for first, n, stride, size in zip(
+            self.origin, self.grid, self.stride, self.size, strict=True
+        ):
+            if first < 0 or first + (n - 1) * stride > size - 1:
+                return None
+
+        def cost(sides: tuple[int, int]) -> float:
+            tiles = math.prod(math.ceil(n / side) for n, side in zip(self.grid, sides, strict=True))
+            return tiles * math.prod(self.span(sides)) * (math.prod(sides) + _HALO)
+
+        choices = [
+            (rows, columns)
+            for rows in range(1, min(_TILE_SIDE, self.grid[0]) + 1)
+            for columns in range(1, min(_TILE_SIDE, self.grid[1]) + 1)
+        ]
+        best = min(choices, key=cost)
+        return best if _TILE_SHARE * math.prod(self.span(best)) <= math.prod(self.size) else None
+
+    def span(self, sides: tuple[int, int]) -> tuple[int, int]:
+        """Keys along rows and columns that hold the windows of a tile of queries."""
+        assert self.window is not None
+        rows, columns = (
+            (side - 1) * stride + self.window
+            for side, stride in zip(sides, self.stride, strict=True)
+        )
+        return rows, columns
+
+    def sees(self, centre: tuple[int, int]) -> bool:
+        """Whether the key at this offset from its anchor is in a query's window."""
+        return self.window is None or all(
+            -((self.window - 1) // 2) <= offset <= self.window // 2 for offset in centre
+        )
 
 
 @dataclass(frozen=True)
 class Mix:
-    """The shares of an attention c_h S_h + g_h P_h whose P_h has at most one entry a row.
+    """The shares of A_h = c_h S_h + g_h P_h, whose P_h is all on the key at Δ_h from the anchor.
 
     Attributes:
         share, gate: c and g, (heads,).
-        rows, columns: pixel that a head's query attends to along an axis, (heads, Hq), (heads, Wq).
-        on_rows, on_columns: 1 there, or 0 where it lies on zero padding.
+        centres: Δ_h of each head; where it leads beyond the keys it meets zero padding.
     """
 
     share: Tensor
     gate: Tensor
-    rows: Tensor
-    columns: Tensor
-    on_rows: Tensor
-    on_columns: Tensor
+    centres: tuple[tuple[int, int], ...]
 
-    @classmethod
-    def of_factors(cls, share: Tensor, gate: Tensor, rows: Tensor, columns: Tensor) -> Mix:
-        """From one-hot factors R_h (heads, Hq, H) and C_h (heads, Wq, W) over the real pixels."""
-        on_rows, row = rows.max(dim=-1)
-        on_columns, column = columns.max(dim=-1)
-        return cls(share, gate, row, column, on_rows, on_columns)
-
-    def keys(self, width: int) -> Tensor:
-        """The pixel's index in the image, (heads, Hq·Wq)."""
-        return (self.rows[:, :, None] * width + self.columns[:, None, :]).flatten(1)
-
-    def real(self) -> Tensor:
-        """1 where the pixel is real, 0 where it is a padded zero, (heads, Hq·Wq)."""
-        return (self.on_rows[:, :, None] * self.on_columns[:, None, :]).flatten(1)
+    def taps(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """Index of the key that P_h pays attention to, and g_h, or 0 for padding: (heads, Nq)."""
+        device = self.share.device
+        keys: list[Tensor] = []
+        real: list[Tensor] = []
+        for axis in (0, 1):
+            centres = torch.tensor([centre[axis] for centre in self.centres], device=device)
+            anchors = torch.arange(scene.grid[axis], device=device) * scene.stride[axis]
+            key = anchors + scene.origin[axis] + centres[:, None]
+            real.append((key >= 0) & (key < scene.size[axis]))
+            keys.append(key.clamp(0, scene.size[axis] - 1))
+        index = keys[0][:, :, None] * scene.size[1] + keys[1][:, None, :]
+        on = real[0][:, :, None] & real[1][:, None, :]
+        return index.flatten(1), on.flatten(1) * self.gate.view(-1, 1)
 
 
 # Which path
 
 
-def choose_path(
-    *,
-    batch: int,
-    heads: int,
-    queries: int,
-    keys: int,
-    tile_keys: int | None,
-    drops: bool,
-) -> Path:
+def choose_path(*, pairs: int, tiles: bool) -> Path:
     """The path for one call.
 
-    | path     | when                                              | operations   | memory        |
-    |----------|---------------------------------------------------|--------------|---------------|
-    | "tiles"  | a window, and a tile sees a quarter of the image  | Nq·K·heads·C | Nq·K·heads    |
-    | "dense"  | S is small, dropout, or PyTorch transforms us     | Nq·N·heads·C | B·heads·Nq·N  |
-    | "blocks" | otherwise                                         | Nq·N·heads·C | Nq·heads·C    |
+    | path     | when                                               | operations   | memory      |
+    |----------|----------------------------------------------------|--------------|-------------|
+    | "tiles"  | a window, a tile sees up to a quarter of the image | Nq·K·heads·C | Nq·heads·C  |
+    | "dense"  | grids up to 16×16                                  | Nq·N·heads·C | heads·Nq·N  |
+    | "blocks" | otherwise                                          | Nq·N·heads·C | Nq·heads·C  |
+
+    Where PyTorch exports or transforms (`transformed`) it is "dense" whatever the size; where it
+    compiles, "tiles" or "blocks", decided when the sizes are known.
 
     Args:
-        tile_keys: K, pixels that a tile's queries see; None without a window.
-        drops: dropout acts on S, and a block computed again would draw other numbers.
+        pairs: Nq · N.
+        tiles: whether `Scene.tile` found tiles that pay; K are the keys of one.
     """
-    if tile_keys is not None and tile_keys <= keys // 4:
+    if tiles:
         return "tiles"
-    small = batch * heads * queries * keys <= _DENSE_ELEMENTS
-    return "dense" if small or drops else "blocks"
+    return "dense" if pairs <= _DENSE_PAIRS else "blocks"
 
 
 def transformed(*tensors: Tensor) -> bool:
-    """Whether PyTorch is tracing, compiling or transforming: only plain operations will do."""
+    """Whether PyTorch is exporting, tracing or transforming: only plain operations will do."""
     functorch: Any = torch._C._functorch  # untyped, as the next
     jit: Any = torch.jit
     return (
-        torch.compiler.is_compiling()
-        or jit.is_tracing()
+        torch.compiler.is_exporting()
         or any(t.is_meta for t in tensors)
-        or functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
+        or (
+            not torch.compiler.is_compiling()
+            and (
+                jit.is_tracing()
+                or functorch.peek_interpreter_stack() is not None
+                or forward_ad._current_level >= 0
+            )
+        )
     )
 
 
 # Dense
 
 
+def content_map(queries: Tensor, keys: Tensor, scene: Scene) -> Tensor:
+    """S, (B, heads, Nq, N)."""
+    # Of float16 networks queries and keys are float32, which autocast would undo.
+    wide = queries.dtype == torch.float32 and not queries.is_meta
+    with torch.autocast(queries.device.type, enabled=False) if wide else nullcontext():
+        return functional.content_attention(queries, keys, scene.outside(queries.device))
+
+
 def attend_dense(
     x: Tensor,
-    content: Tensor,
+    queries: Tensor,
+    keys: Tensor,
+    kernel: Tensor,
+    groups: int,
+    scene: Scene,
     mix: Mix | None = None,
     position: Tensor | None = None,
 ) -> Tensor:
-    """A_h X with A_h as one matrix.
+    """Σ_h W[:, :, h] (A_h X) with A_h as one matrix, by plain operations of PyTorch.
 
     Args:
         x: image, (B, C, H, W).
-        content: S, (B, heads, Nq, N).
+        queries: with the factor of the scores, (B, heads, Nq, d_k).
+        keys: (B, heads, N, d_k).
+        kernel: W, (out_channels, C / groups, heads).
+        groups: channel groups of the convolution.
         mix: shares of S and P; None for S alone.
-        position: g_h P_h, (heads, Nq, N), where it is not the one-hot of `mix`.
+        position: g_h P_h, (heads, Nq, N), where it is not the one of `mix`.
 
     Returns:
-        (B, C, heads, Nq).
+        (B, out_channels, Hq, Wq).
     """
+    attention = content_map(queries, keys, scene)
+    attention = F.dropout(attention, scene.drop, scene.drop > 0)
     if mix is not None:
-        content = content * mix.share.to(content.dtype).view(-1, 1, 1)
+        attention = attention * mix.share.to(attention.dtype).view(-1, 1, 1)
         if position is not None:
-            content = content + position.to(content.dtype)
+            attention = attention + position.to(attention.dtype)
         else:
-            weights = (mix.gate.view(-1, 1) * mix.real()).to(content.dtype)
-            rows = content.shape[:-1]
-            content = content.scatter_add_(
-                -1, mix.keys(x.shape[-1]).expand(rows)[..., None], weights.expand(rows)[..., None]
+            index, weights = mix.taps(scene)
+            rows = attention.shape[:-1]
+            attention = attention.scatter_add_(
+                -1,
+                index.expand(rows)[..., None],
+                weights.to(attention.dtype).expand(rows)[..., None],
             )
-    return functional.content_attend(x, content)
+    attended = functional.content_attend(x, attention)
+    return functional.output_matrix(
+        attended.reshape(*attended.shape[:3], *scene.grid), kernel, groups
+    )

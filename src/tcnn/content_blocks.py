@@ -1,137 +1,123 @@
-"""Content attention in blocks of queries: the matrix of all queries and keys is never in memory."""
+"""Content attention in blocks of queries: the matrix of all queries and keys is never in memory.
+
+The backward pass computes each block again from queries and keys (as Dao et al. 2022,
+FlashAttention, arXiv 2205.14135). The kernel is applied block by block too.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from tcnn.content import Mix, Scene
+from tcnn.content import Mix
+from tcnn.content_task import Gradients, Task, dropout_mask, dtype_of_scores
 
-_BLOCK_ELEMENTS = 400_000  # entries of S at once: two such arrays stay in a core's share of cache
-
-
-def attend_blocks(
-    x: Tensor, queries: Tensor, keys: Tensor, scene: Scene, mix: Mix | None = None
-) -> Tensor:
-    """A_h X over blocks of queries: no more than a block of A is ever in memory.
-
-    The backward pass computes each block again from queries and keys (as Dao et al. 2022,
-    FlashAttention, arXiv 2205.14135). It cannot be differentiated again.
-
-    Args:
-        x: image, (B, C, H, W).
-        queries: with the factor of the scores, (B, heads, Nq, d_k).
-        keys: (B, heads, N, d_k).
-
-    Returns:
-        (B, C, heads, Nq).
-    """
-    device = x.device.type
-    if torch.is_autocast_enabled(device):
-        x = x.to(torch.get_autocast_dtype(device))
-    hot = real = share = gate = None
-    if mix is not None:
-        hot, real, share, gate = mix.keys(x.shape[-1]), mix.real(), mix.share, mix.gate
-    with torch.autocast(device, enabled=False):
-        attended: Tensor = _Blocks.apply(
-            x.flatten(2), queries, keys, share, gate, hot, real, scene.inside()
-        )
-    return attended
+# Entries of S at once. Two such arrays stay in a core's share of cache; on other devices it is the
+# number of launches that counts.
+_BLOCK_ELEMENTS = 400_000
+_BLOCK_ELEMENTS_ELSEWHERE = 64 * 2**20
 
 
-class _Blocks(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        queries: Tensor,
-        keys: Tensor,
-        share: Tensor | None,
-        gate: Tensor | None,
-        hot: Tensor | None,
-        real: Tensor | None,
-        inside: tuple[Tensor, Tensor] | None,
-    ) -> Tensor:
-        ctx.save_for_backward(x, queries, keys, share, gate, hot, real)
-        ctx.inside = inside
-        batch, heads, n_queries = queries.shape[:3]
-        attended = x.new_empty(batch, x.shape[1], heads, n_queries)
-        block = _Block(queries, keys, share, gate, hot, real, inside)
-        for b, part in block.parts():
-            _, attention = block.attention(b, part)
-            seen = x[b] @ attention.to(x.dtype).flatten(0, 1).T
-            attended[b, :, :, part] = seen.view(x.shape[1], heads, -1)
-        return attended
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, queries, keys, share, gate, hot, real = ctx.saved_tensors
-        heads = queries.shape[1]
-        block = _Block(queries, keys, share, gate, hot, real, ctx.inside)
-        dx = torch.zeros_like(x, dtype=block.dtype, memory_format=torch.contiguous_format)
-        dq, dk = torch.empty_like(queries), torch.zeros_like(keys, dtype=block.dtype)
-        dshare = torch.zeros(heads, dtype=block.dtype, device=x.device)
-        dgate = torch.zeros_like(dshare)
-        with torch.autocast(x.device.type, enabled=False):
-            for b, part in block.parts():
-                content, attention = block.attention(b, part)
-                given = grad[b, :, :, part].flatten(1).to(x.dtype)
-                dx[b] += given @ attention.to(x.dtype).flatten(0, 1)
-                by_attention = (given.T @ x[b]).view_as(content).to(block.dtype)
-                if hot is not None:
-                    at_taps = by_attention.gather(-1, hot[:, part, None]).squeeze(-1)
-                    dgate += (at_taps * real[:, part]).sum(1)
-                # ∂L/∂scores = c S (∂L/∂A - ⟨∂L/∂A, S⟩), and ∂L/∂c = ⟨∂L/∂A, S⟩.
-                product = by_attention.mul_(content)
-                total = product.sum(-1, keepdim=True)
-                dshare += total.sum((1, 2))
-                by_scores = product.addcmul_(content, total, value=-1)
-                if share is not None:
-                    by_scores *= share.to(block.dtype).view(-1, 1, 1)
-                by_scores = by_scores.to(queries.dtype)
-                dq[b, :, part] = by_scores @ keys[b]
-                # Transposed: a narrow product is fast only with its long side last.
-                dk[b] += (queries[b, :, part].mT @ by_scores).mT
-        mixed = (None, None) if share is None else (dshare.to(share), dgate.to(gate))
-        return dx.to(x.dtype), dq, dk.to(keys.dtype), *mixed, None, None, None
+def forward(task: Task, keep: bool) -> tuple[Tensor, Tensor]:
+    """Y (B, out_channels, Nq), and with `keep` A_h X (B, C, heads, Nq), else nothing."""
+    x, heads = task.x.flatten(2), task.queries.shape[1]
+    batch, channels = x.shape[:2]
+    n_queries = math.prod(task.scene.grid)
+    y = x.new_empty(batch, len(task.kernel), n_queries)
+    attended = x.new_empty((batch, channels, heads, n_queries) if keep else 0)
+    matrix = task.matrix()
+    blocks = _Blocks(task)
+    for number, (images, part) in enumerate(blocks.parts()):
+        _, attention, _ = blocks.attention(number, images, part)
+        seen = torch.bmm(x[images], attention.to(x.dtype).flatten(1, 2).mT)
+        seen = seen.view(len(seen), channels, heads, -1)
+        if keep:
+            attended[images, :, :, part] = seen
+        by_group = seen.view(len(seen), task.groups, -1, seen.shape[-1])
+        y[images, :, part] = (matrix @ by_group).flatten(1, 2)
+    return y, attended
 
 
-class _Block:
-    """The attention of one image and one range of queries, as often as it is asked for."""
+def backward(task: Task, grad: Tensor, attended: Tensor | None) -> Gradients:
+    """Gradients by what `forward` took, of its output's gradient (B, out_channels, Nq)."""
+    x, queries, keys = task.x.flatten(2), task.queries, task.keys
+    batch, channels = x.shape[:2]
+    heads, n_queries = queries.shape[1:3]
+    blocks = _Blocks(task)
+    matrix = task.matrix()
+    grad = grad.view(batch, task.groups, len(task.kernel) // task.groups, n_queries)
+    dx = torch.zeros_like(x, dtype=blocks.dtype, memory_format=torch.contiguous_format)
+    dq, dk = torch.empty_like(queries), torch.zeros_like(keys, dtype=blocks.dtype)
+    dshare = torch.zeros(heads, dtype=blocks.dtype, device=x.device)
+    dgate = torch.zeros_like(dshare)
+    share = None if task.mix is None else task.mix.share.to(blocks.dtype).view(-1, 1, 1)
+    for number, (images, part) in enumerate(blocks.parts()):
+        content, attention, dropped = blocks.attention(number, images, part)
+        given = (matrix.mT @ grad[images, ..., part]).reshape(len(content), channels, -1)
+        dx[images] += torch.bmm(given, attention.to(x.dtype).flatten(1, 2))
+        by_attention = torch.bmm(given.mT, x[images]).view_as(content).to(blocks.dtype)
+        if blocks.taps is not None:
+            index, on = blocks.taps[0][:, part], blocks.taps[1][:, part]
+            at_taps = by_attention.gather(-1, index.expand(content.shape[:-1])[..., None])
+            dgate += (at_taps.squeeze(-1) * on).sum((0, 2))
+        if dropped is not None:
+            by_attention *= dropped
+        # ∂L/∂scores = c S (∂L/∂A - ⟨∂L/∂A, S⟩), and ∂L/∂c = ⟨∂L/∂A, S⟩.
+        product = by_attention.mul_(content)
+        total = product.sum(-1, keepdim=True)
+        dshare += total.sum((0, 2, 3))
+        by_scores = product.addcmul_(content, total, value=-1).to(queries.dtype)
+        query = queries[images, :, part]
+        if share is not None:
+            dq[images, :, part] = (by_scores @ keys[images]) * share
+            query = query * share.to(query.dtype)
+        else:
+            dq[images, :, part] = by_scores @ keys[images]
+        # Transposed: a narrow product is fast only with its long side last.
+        dk[images] += (query.mT @ by_scores).mT
+    dkernel = torch.zeros_like(task.kernel)
+    if attended is not None:
+        by_group = attended.view(batch, *matrix.shape[::2], n_queries)
+        dkernel = (grad @ by_group.mT).sum(0).view(task.kernel.shape)
+    return Gradients(dx.view(task.x.shape), dq, dk, dkernel, dshare, dgate)
 
-    def __init__(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        share: Tensor | None,
-        gate: Tensor | None,
-        hot: Tensor | None,
-        real: Tensor | None,
-        inside: tuple[Tensor, Tensor] | None,
-    ) -> None:
-        self.queries, self.keys, self.inside = queries, keys, inside
-        self.share, self.gate, self.hot, self.real = share, gate, hot, real
-        self.dtype = torch.promote_types(queries.dtype, torch.float32)
 
-    def parts(self) -> list[tuple[int, slice]]:
-        batch, heads, n_queries = self.queries.shape[:3]
-        step = max(1, _BLOCK_ELEMENTS // (heads * self.keys.shape[2]))
+class _Blocks:
+    """The attention of some images and queries, as often as it is asked for."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.dtype = dtype_of_scores(task.queries)
+        self.inside = task.scene.inside(task.x.device)
+        self.taps: tuple[Tensor, Tensor] | None = None
+        if task.mix is not None:
+            ones = Mix(task.mix.share, torch.ones_like(task.mix.gate), task.mix.centres)
+            index, on = ones.taps(task.scene)
+            self.taps = index, on.to(self.dtype)
+            self.weights = self.taps[1] * task.mix.gate.to(self.dtype).view(-1, 1)
+
+    def parts(self) -> Iterator[tuple[slice, slice]]:
+        """Images and queries of each block: all queries of some images, or some of one's."""
+        batch, heads, n_queries = self.task.queries.shape[:3]
+        row = heads * math.prod(self.task.scene.size)
+        on_cpu = self.task.x.device.type == "cpu"
+        room = _BLOCK_ELEMENTS if on_cpu else _BLOCK_ELEMENTS_ELSEWHERE
+        images = max(1, room // (row * n_queries))
+        step = min(n_queries, max(1, room // row))
         step = math.ceil(n_queries / math.ceil(n_queries / step))  # blocks of like size
-        starts = range(0, n_queries, step)
-        return [
-            (b, slice(start, min(start + step, n_queries)))
-            for b in range(batch)
-            for start in starts
-        ]
+        for b in range(0, batch, images):
+            for start in range(0, n_queries, step):
+                yield slice(b, b + images), slice(start, min(start + step, n_queries))
 
-    def attention(self, b: int, part: slice) -> tuple[Tensor, Tensor]:
-        """S and A of image b and the queries in `part`, each (heads, queries, N)."""
-        scores = (self.queries[b, :, part] @ self.keys[b].mT).to(self.dtype)
+    def attention(
+        self, number: int, images: slice, part: slice
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """S, A and the dropout's mask of one block, each (images, heads, queries, N)."""
+        task = self.task
+        scores = (task.queries[images, :, part] @ task.keys[images].mT).to(self.dtype)
         if self.inside is not None:
             rows, columns = self.inside
             query = torch.arange(part.start, part.stop, device=scores.device)
@@ -139,8 +125,17 @@ class _Block:
             near = rows[row][:, :, None] & columns[column][:, None, :]
             scores.masked_fill_(~near.flatten(1), -torch.inf)
         content = torch.softmax(scores, dim=-1)
-        if self.share is None or self.gate is None or self.hot is None or self.real is None:
-            return content, content
-        mixed = torch.mul(content, self.share.to(self.dtype).view(-1, 1, 1), out=scores)
-        weights = (self.gate.view(-1, 1) * self.real[:, part]).to(self.dtype)
-        return content, mixed.scatter_add_(-1, self.hot[:, part, None], weights[..., None])
+        dropped = dropout_mask(content, task, number)
+        if task.mix is None or self.taps is None:
+            return content, content if dropped is None else content * dropped, dropped
+        share = task.mix.share.to(self.dtype).view(-1, 1, 1)
+        mixed = torch.mul(content, share, out=scores)
+        if dropped is not None:
+            mixed *= dropped
+        rows_of = mixed.shape[:-1]
+        mixed.scatter_add_(
+            -1,
+            self.taps[0][:, part].expand(rows_of)[..., None],
+            self.weights[:, part].expand(rows_of)[..., None],
+        )
+        return content, mixed, dropped

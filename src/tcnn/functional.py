@@ -102,6 +102,58 @@ def positional_attend(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.einsum("hvx,bchux->bchuv", columns, attended)
 
 
+def positional_output(
+    x: Tensor, rows: Tensor, columns: Tensor, kernel: Tensor, groups: int
+) -> Tensor:
+    """Σ_h W[:, :, h] (P_h X) by the per-axis factors.
+
+    Columns first, for all heads in one product; then the kernel, head by head; then rows and the
+    sum over heads in one product: 2·N·heads·(W·C + H·out_channels) operations beside the kernel's.
+
+    Args:
+        x: image, (B, C, H, W).
+        rows, columns: factors R_h (heads, Hq, H) and C_h (heads, Wq, W).
+        kernel: W, (out_channels, C / groups, heads).
+        groups: channel groups of the convolution.
+
+    Returns:
+        (B, out_channels, Hq, Wq).
+    """
+    batch, channels, height, _ = x.shape
+    heads, n_columns, _ = columns.shape
+    # (B, C·H, heads·Wq), to (B, groups, heads, C / groups, H·Wq)
+    seen = x.flatten(1, 2) @ columns.flatten(0, 1).mT
+    seen = seen.view(batch, groups, channels // groups, height, heads, n_columns)
+    seen = seen.permute(0, 1, 4, 2, 3, 5).flatten(4)
+    by_head = torch.unflatten(kernel, 0, (groups, -1)).permute(0, 3, 1, 2)
+    out = torch.unflatten(by_head @ seen, 4, (height, n_columns))
+    # Σ_h R_h over the rows: (B, out_channels, Hq, heads·H) @ (heads·H, Wq)
+    out = out.permute(0, 1, 3, 2, 4, 5).flatten(3, 4).flatten(1, 2)
+    return rows.permute(1, 0, 2).flatten(1) @ out
+
+
+def unpool(attention: Tensor, cell: int, size: tuple[int, int]) -> Tensor:
+    """Attention over the means of an image's cells as attention over its pixels.
+
+    Args:
+        attention: (..., ⌈H/cell⌉, ⌈W/cell⌉).
+        cell: side of a cell.
+        size: (H, W); cells at the far sides may be smaller.
+
+    Returns:
+        (..., H, W), with the same sums.
+    """
+    if cell == 1:
+        return attention
+    spread = attention.repeat_interleave(cell, -2).repeat_interleave(cell, -1)
+    spread = spread[..., : size[0], : size[1]]
+    rows, columns = (
+        torch.tensor([min(cell, n - i // cell * cell) for i in range(n)], device=spread.device)
+        for n in size
+    )
+    return spread / (rows[:, None] * columns)
+
+
 def dense_position(rows: Tensor, columns: Tensor) -> Tensor:
     """P_h = R_h ⊗ C_h as a matrix, (heads, Hq·Wq, H·W), of (heads, Hq, H) and (heads, Wq, W)."""
     product = rows[:, :, None, :, None] * columns[:, None, :, None, :]

@@ -59,29 +59,44 @@ class Geometry:
             (padded[1] - reach[1]) // self.stride[1] + 1,
         )
 
+    def origin(self, size: Pair) -> Pair:
+        """Pixel that the first query is anchored at."""
+        # Zero unless the padding follows the input size and moves the kernel's centre.
+        rows, columns = (
+            reference[0] - pads[0]
+            for reference, pads in zip(self._reference_pads(), self.pads(size), strict=True)
+        )
+        return rows, columns
+
     def anchors(self, size: Pair, device: torch.device) -> tuple[Tensor, Tensor]:
         """Pixel u·s that each query is anchored at, along rows (Hq,) and columns (Wq,), float32."""
-        # The shift is zero unless the padding follows the input size and moves the kernel's centre.
         rows, columns = (
-            torch.arange(n, device=device).float() * stride + (reference[0] - pads[0])
-            for n, stride, reference, pads in zip(
-                self.grid(size), self.stride, self._reference_pads(), self.pads(size), strict=True
+            torch.arange(n, device=device).float() * stride + first
+            for n, stride, first in zip(
+                self.grid(size), self.stride, self.origin(size), strict=True
             )
         )
         return rows, columns
 
     def queries_are_pixels(self, size: Pair) -> bool:
         """Whether there is one query for each pixel of the image (H, W), anchored at it."""
-        before = [pads[0] for pads in self.pads(size)]
-        unmoved = before == [pads[0] for pads in self._reference_pads()]
-        return unmoved and self.stride == (1, 1) and self.grid(size) == tuple(size)
+        return (
+            self.origin(size) == (0, 0) and self.stride == (1, 1) and self.grid(size) == tuple(size)
+        )
+
+    def taps(self) -> tuple[Pair, ...]:
+        """Δ_h of each head h = a·Kw + b, as `centres`."""
+        (top, _), (left, _) = self._reference_pads()
+        return tuple(
+            (a * self.dilation[0] - top, b * self.dilation[1] - left)
+            for a in range(self.kernel_size[0])
+            for b in range(self.kernel_size[1])
+        )
 
     def centres(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Δ_h = (a·d - p, b·d - p) of each head h = a·Kw + b, two of (heads,), float32."""
-        (top, _), (left, _) = self._reference_pads()
-        rows, columns = (torch.arange(k, device=device).float() for k in self.kernel_size)
-        rows, columns = rows * self.dilation[0] - top, columns * self.dilation[1] - left
-        return rows.repeat_interleave(len(columns)), columns.repeat(len(rows))
+        rows, columns = torch.tensor(self.taps(), device=device).float().unbind(1)
+        return rows, columns
 
     def _reference_pads(self) -> tuple[Pair, Pair]:
         """Padding that centres are counted from: for dynamic SAME padding, that of stride 1."""

@@ -45,6 +45,11 @@ class GPSAConfig:
     whole image. On grids much larger than the window the cost grows as the pixels do, not as their
     square."""
 
+    key_stride: int = 1
+    """Side in pixels of the cells whose means content keys and values are, in place of pixels: the
+    cost of content attention falls as its square. It changes what an open gate sees, not the start.
+    1 is each pixel; not together with `window`."""
+
     attn_drop: float = 0.0
     """Dropout probability on the entries of the content attention, in training."""
 
@@ -65,13 +70,19 @@ class GPSAConfig:
             "a finite number above 0 (α = ∞ is positions='fixed')",
         )
         _number("attn_drop", self.attn_drop, lambda p: 0 <= p < 1, "a number in [0, 1)")
-        for name, value in (("qk_dim", self.qk_dim), ("window", self.window)):
+        for name, none in (("qk_dim", "None or "), ("window", "None or "), ("key_stride", "")):
+            value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool)
-            if value is not None and (not whole or not 1 <= value <= _MOST):
+            if not (value is None and none) and (not whole or not 1 <= value <= _MOST):
                 raise ValueError(
-                    f"Expected `{name}` to be None or a whole number from 1 to {_MOST}, "
+                    f"Expected `{name}` to be {none}a whole number from 1 to {_MOST}, "
                     f"but got {value!r}."
                 )
+        if self.window is not None and self.key_stride > 1:
+            raise ValueError(
+                f"Expected `window` or `key_stride`, but got window={self.window} and "
+                f"key_stride={self.key_stride}: each makes content attention affordable by itself."
+            )
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy as copying
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from tcnn import content, content_blocks, content_tiles, convolutions, functional
+from tcnn import content, content_op, convolutions, functional
 from tcnn.geometry import Geometry
 from tcnn.gpsa_config import GPSAConfig
 
@@ -272,27 +271,33 @@ class GPSA2d(nn.Module):
         kernel = self._kernel()
         gate, share = self._gate_and_share()
         heads = self._heads_with_content(share)
-        if heads is not None and self._merges(x, share, heads):
-            return self._attend_both(x, kernel, gate, share)
-        if self.config.positions == "learned":
-            y = self._attend_position(x, kernel, gate)
-        elif heads is None:
-            return self._convolve(x, kernel)
-        else:
-            y = self._convolve(x, kernel * gate.view(kernel.shape[2:]))
-        if heads is not None:
-            y = y + self._attend(x, (kernel.flatten(2) * share)[..., heads], heads)
-        return y
+        if heads is None:
+            return self._attend_position(x, kernel, gate, shut=True)
+        scene = self._scene(x)
+        path = self._path(x, scene)
+        if self._merges(x, share, heads, scene, path):
+            mix = content.Mix(share, gate, self._geometry.taps())
+            y = self._attend_content(x, kernel.flatten(2), heads, scene, path, mix)
+            if self.bias is not None:
+                y = y + self.bias.to(y.dtype).view(-1, 1, 1)
+            return y.contiguous(memory_format=self._memory_format(x))
+        y = self._attend_position(x, kernel, gate)
+        return y + self._attend_content(
+            x, (kernel.flatten(2) * share)[..., heads], heads, scene, path
+        )
 
     @torch.no_grad()
     def attention(self, x: Tensor) -> AttentionMaps:
         """The layer's attention on a batch (B, C, H, W), as dense maps to look at."""
         size = (x.shape[-2], x.shape[-1])
         rows, columns = self._position_factors(size)
-        attention = self._content(*self._queries_and_keys(x, slice(None)), self._scene(x))
+        scene = self._scene(x)
+        queries, keys = self._queries_and_keys(x, self._key_image(x), slice(None))
+        attention = content.content_map(queries, keys, scene)
+        attention = attention.view(len(x), self.heads, *scene.grid, *scene.size)
         return AttentionMaps(
             position=rows[:, :, None, :, None] * columns[:, None, :, None, :],
-            content=attention.view(len(x), self.heads, *self._geometry.grid(size), *size),
+            content=functional.unpool(attention, self.config.key_stride, size),
             gate=self.gate.detach(),
         )
 
@@ -372,10 +377,16 @@ class GPSA2d(nn.Module):
             factors.append(functional.fold_padding(factor, *pads, self.padding_mode))
         return factors[0], factors[1]
 
-    def _attend_position(self, x: Tensor, kernel: Tensor, gate: Tensor) -> Tensor:
+    def _attend_position(
+        self, x: Tensor, kernel: Tensor, gate: Tensor, shut: bool = False
+    ) -> Tensor:
+        """Σ_h g_h W[:, :, h] (P_h X) + bias; g is 1 where the gates are `shut`."""
+        if self.config.positions == "fixed":
+            return self._convolve(x, kernel if shut else kernel * gate.view(kernel.shape[2:]))
         rows, columns = self._position_factors((x.shape[-2], x.shape[-1]))
-        attended = functional.positional_attend(x, rows.to(x.dtype), columns.to(x.dtype))
-        y = functional.output_matrix(attended, kernel.flatten(2) * gate, self.groups)
+        y = functional.positional_output(
+            x, rows.to(x.dtype), columns.to(x.dtype), kernel.flatten(2) * gate, self.groups
+        )
         if self.bias is not None:
             y = y + self.bias.to(y.dtype).view(-1, 1, 1)
         return y.contiguous(memory_format=self._memory_format(x))
@@ -396,123 +407,107 @@ class GPSA2d(nn.Module):
 
     # Content
 
-    def _merges(self, x: Tensor, share: Tensor, heads: slice | list[int]) -> bool:
+    def _scene(self, x: Tensor) -> content.Scene:
+        size, config = (x.shape[-2], x.shape[-1]), self.config
+        drop = config.attn_drop if self.training else 0.0
+        grid = self._geometry.grid(size)
+        if config.key_stride > 1:  # without a window it is of no account what lies where
+            coarse = (-(-size[0] // config.key_stride), -(-size[1] // config.key_stride))
+            return content.Scene(coarse, grid, (0, 0), (1, 1), None, drop)
+        origin = self._geometry.origin(size)
+        return content.Scene(size, grid, origin, self._geometry.stride, config.window, drop)
+
+    def _path(self, x: Tensor, scene: content.Scene) -> content.Path | None:
+        """The path of content attention; None leaves it to where the sizes are known."""
+        if content.transformed(x, self.gating_param):
+            return "dense"
+        if torch.compiler.is_compiling():
+            return None
+        pairs = math.prod(scene.grid) * math.prod(scene.size)
+        return content.choose_path(pairs=pairs, tiles=scene.tile is not None)
+
+    def _merges(
+        self,
+        x: Tensor,
+        share: Tensor,
+        heads: slice | list[int],
+        scene: content.Scene,
+        path: content.Path | None,
+    ) -> bool:
         """Whether position and content are one attention A_h, in place of a sum of two outputs.
 
-        Not where every gate is shut: then the sum is the convolution to the bit. Nor where
-        a transform of PyTorch leaves no choice by value.
+        Not where every gate is shut: then the sum is the convolution to the bit. (On other devices
+        than a CPU that would be a synchronisation, and nothing is promised to the bit.)
         """
-        if heads != slice(None) or content.transformed(x, share) or not share.detach().any():
+        if heads != slice(None) or self.config.key_stride > 1:
             return False
-        path = self._path(x, self._scene(x))
-        return path != "tiles"
-
-    def _attend_both(self, x: Tensor, kernel: Tensor, gate: Tensor, share: Tensor) -> Tensor:
-        rows, columns = self._position_factors((x.shape[-2], x.shape[-1]))
-        mix = content.Mix.of_factors(share, gate, rows.detach(), columns.detach())
-        learned = None
+        if content.transformed(x, share):
+            return False
+        looks = x.device.type == "cpu" and not torch.compiler.is_compiling()
+        if looks and not share.detach().any():
+            return False
         if self.config.positions == "learned":
-            learned = rows * gate.view(-1, 1, 1), columns
-        y = self._attend(x, kernel.flatten(2), slice(None), self.bias, mix, learned)
-        return y.contiguous(memory_format=self._memory_format(x))
+            return path == "dense"
+        # Copies of pixels that other padding makes are no keys; nor are taps beyond the window.
+        return self.padding_mode == "zeros" and all(map(scene.sees, self._geometry.taps()))
 
-    def _attend(
+    def _attend_content(
         self,
         x: Tensor,
         matrix: Tensor,
         heads: slice | list[int],
-        bias: Tensor | None = None,
+        scene: content.Scene,
+        path: content.Path | None,
         mix: content.Mix | None = None,
-        learned: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Σ_h matrix[:, :, h] (A_h X) + bias over the given heads; S_h X without `mix`.
+        """Σ_h matrix[:, :, h] (A_h X) over the given heads, A_h = S_h without `mix`."""
+        values = self._key_image(x)
+        queries, keys = self._queries_and_keys(x, values, heads)
+        task = (values, queries, keys, matrix, self.groups, scene, mix)
+        if path != "dense":
+            return content_op.attend(*task, tiles=None if path is None else path == "tiles")
+        position = None
+        if mix is not None and self.config.positions == "learned":
+            rows, columns = self._position_factors((x.shape[-2], x.shape[-1]))
+            position = functional.dense_position(rows * mix.gate.view(-1, 1, 1), columns)
+        return content.attend_dense(*task, position)
 
-        P_h is one-hot (`mix`) or, of `learned` positions, g_h R_h ⊗ C_h.
-        """
-        scene = self._scene(x)
-        queries, keys = self._queries_and_keys(x, heads)
-        path = self._path(x, scene)
-        drop = self.config.attn_drop if self.training else 0.0
-        if path == "tiles":
-            return content_tiles.attend_tiles(x, queries, keys, matrix, self.groups, scene, drop)
-        if path == "blocks" and mix is not None and learned is not None:
-            attended = content_blocks.attend_blocks(x, queries, keys, scene)
-            rows, columns = (factor.to(x.dtype) for factor in learned)
-            position = functional.positional_attend(x, rows, columns).flatten(3)
-            attended = attended * mix.share.to(attended.dtype).view(-1, 1) + position
-        elif path == "blocks":
-            attended = content_blocks.attend_blocks(x, queries, keys, scene, mix)
-        else:
-            attention = F.dropout(self._content(queries, keys, scene), drop, drop > 0)
-            dense = None if learned is None else functional.dense_position(*learned)
-            attended = content.attend_dense(x, attention, mix, dense)
-        attended = attended.reshape(*attended.shape[:3], *scene.grid)
-        return functional.output_matrix(attended, matrix, self.groups, bias)
+    def _key_image(self, x: Tensor) -> Tensor:
+        """What keys and values are of: the image, or the means of its cells."""
+        cell = self.config.key_stride
+        if cell == 1:
+            return x
+        return F.avg_pool2d(x, cell, ceil_mode=True, count_include_pad=False)
 
-    def _scene(self, x: Tensor) -> content.Scene:
-        height, width = x.shape[-2:]
-        rows, columns = self._geometry.anchors((height, width), x.device)
-        return content.Scene(
-            rows.clamp(0, height - 1),
-            columns.clamp(0, width - 1),
-            (height, width),
-            self._geometry.stride,
-            self.config.window,
-        )
-
-    def _path(self, x: Tensor, scene: content.Scene) -> content.Path:
-        if content.transformed(x, self.gating_param):
-            return "dense"
-        tile_keys = None
-        if scene.window is not None:
-            spans = [
-                content_tiles.tile_span(size, stride, scene.window, side)
-                for size, stride, side in zip(
-                    scene.size, scene.stride, content_tiles.tile_sides(scene), strict=True
-                )
-            ]
-            tile_keys = math.prod(spans)
-        return content.choose_path(
-            batch=len(x),
-            heads=self.heads,
-            queries=math.prod(scene.grid),
-            keys=math.prod(scene.size),
-            tile_keys=tile_keys,
-            drops=self.training and self.config.attn_drop > 0,
-        )
-
-    def _queries_and_keys(self, x: Tensor, heads: slice | list[int]) -> tuple[Tensor, Tensor]:
+    def _queries_and_keys(
+        self, x: Tensor, values: Tensor, heads: slice | list[int]
+    ) -> tuple[Tensor, Tensor]:
         """Q, with the factor of the scores, and K: (B, heads, Nq, d_k), (B, heads, N, d_k)."""
-        scene = self._scene(x)
+        size = (x.shape[-2], x.shape[-1])
+        same = values is x and self._geometry.queries_are_pixels(size)
+        at_queries = x
+        if not self._geometry.queries_are_pixels(size):
+            rows, columns = (
+                anchors.clamp(0, n - 1).long()
+                for anchors, n in zip(self._geometry.anchors(size, x.device), size, strict=True)
+            )
+            at_queries = x.index_select(2, rows).index_select(3, columns)
         if self.config.content == "cosine":
-            x = x - x.mean(dim=(2, 3), keepdim=True)
+            mean = x.mean(dim=(2, 3), keepdim=True)
+            at_queries, values = at_queries - mean, values - mean
         weight = self.qk.weight.view(2, self.heads, -1, self.in_channels)[:, heads]
-        if self._geometry.queries_are_pixels(scene.size):  # one projection for both
-            queries, keys = functional.project_heads(x, weight.flatten(0, 1)).chunk(2, dim=1)
+        if same:  # one projection for both
+            both = functional.project_heads(values, weight.flatten(0, 1))
+            queries, keys = both.chunk(2, dim=1)
         else:
-            at_queries = x.index_select(2, scene.rows.long()).index_select(3, scene.columns.long())
             queries = functional.project_heads(at_queries, weight[0])
-            keys = functional.project_heads(x, weight[1])
+            keys = functional.project_heads(values, weight[1])
         scale = None
         if self.config.content == "cosine":
             queries, keys = functional.unit(queries), functional.unit(keys)
             # At most 100, as in Swin V2: a temperature that runs away would overflow.
             scale = self.logit_scale[heads].clamp(max=math.log(100)).exp()
         return functional.scaled_queries(queries, keys, scale)
-
-    def _content(self, queries: Tensor, keys: Tensor, scene: content.Scene) -> Tensor:
-        """S, (B, heads, Hq·Wq, H·W)."""
-        outside = None
-        if scene.window is not None:
-            outside = functional.window_mask(
-                functional.axis_offsets(scene.rows, 0, scene.size[0]),
-                functional.axis_offsets(scene.columns, 0, scene.size[1]),
-                scene.window,
-            )
-        # Of float16 networks these are float32, which autocast would undo.
-        wide = queries.dtype == torch.float32 and not queries.is_meta
-        with torch.autocast(queries.device.type, enabled=False) if wide else nullcontext():
-            return functional.content_attention(queries, keys, outside)
 
 
 def gpsa_layers(model: nn.Module) -> dict[str, GPSA2d]:
