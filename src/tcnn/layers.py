@@ -169,7 +169,7 @@ class GPSA2d(nn.Module):
         )
         self.gating_param = nn.Parameter(gating.to(device, dtype))
         if config.positions == "learned":
-            rows, columns = self._geometry.centres(torch.device("cpu"))
+            rows, columns = self.geometry.centres(torch.device("cpu"))
             v_pos = torch.stack([-torch.ones_like(rows), 2 * rows, 2 * columns], dim=1)
             self.v_pos = nn.Parameter((config.locality_strength * v_pos).to(device, dtype))
         convolutions.move_state(conv, self, ("weight", "bias", "gain"))
@@ -222,7 +222,7 @@ class GPSA2d(nn.Module):
             v_pos = self.v_pos.detach().double().cpu()
             for axis, centres in ((1, 0), (2, 1)):
                 offsets = torch.arange(-64.0, 65.0, dtype=torch.float64)
-                centre = self._geometry.centres(torch.device("cpu"))[centres].double()
+                centre = self.geometry.centres(torch.device("cpu"))[centres].double()
                 shifted = offsets + centre[:, None]
                 logits = v_pos[:, :1] * shifted**2 + v_pos[:, axis : axis + 1] * shifted
                 stray = 1 - logits.softmax(dim=1)[:, 64]
@@ -234,7 +234,8 @@ class GPSA2d(nn.Module):
         return None
 
     @property
-    def _geometry(self) -> Geometry:
+    def geometry(self) -> Geometry:
+        """Where its queries, keys and heads lie."""
         # From the attributes as they are now: other code changes them after construction.
         return Geometry(
             convolutions.pair(self.kernel_size),
@@ -247,7 +248,7 @@ class GPSA2d(nn.Module):
     @property
     def heads(self) -> int:
         """Number of heads: one per kernel tap."""
-        return self._geometry.heads
+        return self.geometry.heads
 
     @property
     def gate(self) -> Tensor:
@@ -292,7 +293,7 @@ class GPSA2d(nn.Module):
         attention = self._content(*self._queries_and_keys(x, slice(None)), self._scene(x))
         return AttentionMaps(
             position=rows[:, :, None, :, None] * columns[:, None, :, None, :],
-            content=attention.view(len(x), self.heads, *self._geometry.grid(size), *size),
+            content=attention.view(len(x), self.heads, *self.geometry.grid(size), *size),
             gate=self.gate.detach(),
         )
 
@@ -318,7 +319,7 @@ class GPSA2d(nn.Module):
     def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
         padding = self.padding
         if self._dynamic_same or self.padding_mode != "zeros":
-            (top, bottom), (left, right) = self._geometry.pads((x.shape[-2], x.shape[-1]))
+            (top, bottom), (left, right) = self.geometry.pads((x.shape[-2], x.shape[-1]))
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = F.pad(x, (left, right, top, bottom), mode=mode)
             padding = (0, 0)
@@ -360,9 +361,9 @@ class GPSA2d(nn.Module):
         """R_h and C_h over the real pixels of an image (H, W): (heads, Hq, H), (heads, Wq, W)."""
         device = self.gating_param.device
         dtype = torch.promote_types(self.gating_param.dtype, torch.float32)
-        anchors, centres = self._geometry.anchors(size, device), self._geometry.centres(device)
+        anchors, centres = self.geometry.anchors(size, device), self.geometry.centres(device)
         factors = []
-        for axis, pads in enumerate(self._geometry.pads(size)):
+        for axis, pads in enumerate(self.geometry.pads(size)):
             offsets = functional.axis_offsets(anchors[axis], -pads[0], size[axis] + sum(pads))
             if self.config.positions == "learned":
                 v_pos = self.v_pos.to(dtype)
@@ -451,12 +452,12 @@ class GPSA2d(nn.Module):
 
     def _scene(self, x: Tensor) -> content.Scene:
         height, width = x.shape[-2:]
-        rows, columns = self._geometry.anchors((height, width), x.device)
+        rows, columns = self.geometry.anchors((height, width), x.device)
         return content.Scene(
             rows.clamp(0, height - 1),
             columns.clamp(0, width - 1),
             (height, width),
-            self._geometry.stride,
+            self.geometry.stride,
             self.config.window,
         )
 
@@ -487,7 +488,7 @@ class GPSA2d(nn.Module):
         if self.config.content == "cosine":
             x = x - x.mean(dim=(2, 3), keepdim=True)
         weight = self.qk.weight.view(2, self.heads, -1, self.in_channels)[:, heads]
-        if self._geometry.queries_are_pixels(scene.size):  # one projection for both
+        if self.geometry.queries_are_pixels(scene.size):  # one projection for both
             queries, keys = functional.project_heads(x, weight.flatten(0, 1)).chunk(2, dim=1)
         else:
             at_queries = x.index_select(2, scene.rows.long()).index_select(3, scene.columns.long())
