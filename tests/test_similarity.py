@@ -41,7 +41,7 @@ def test_hsic_against_quadruples(n: int, widths: tuple[int, int], shift: float, 
 
 
 def reference_cka(batches: list[tuple[Tensor, Tensor]]) -> float:
-    """Nguyen et al. 2021, eq. 2-4, batch by batch, as the paper writes it."""
+    """Minibatch CKA of Nguyen et al. 2021, batch by batch, as the paper writes it."""
 
     def hsic(k: Tensor, l: Tensor) -> Tensor:  # noqa: E741
         n = len(k)

@@ -127,11 +127,11 @@ def _draw_positions(axes: Axes, heads: Sequence[HeadPosition]) -> None:
         axes.add_patch(circle)
         points += [(row - head.width, column - head.width), (row + head.width, column + head.width)]
     axes.plot(0, 0, "+", color=_INK, ms=10, mew=1.5)
-    low, high = np.min(points, axis=0) - 0.8, np.max(points, axis=0) + 0.8
-    middle, half = (low + high) / 2, (high - low).max() / 2
-    axes.set_xlim(middle[1] - half, middle[1] + half)
-    axes.set_ylim(middle[0] + half, middle[0] - half)  # rows run down
-    axes.set_aspect("equal")
+    low, high = np.min(points, axis=0) - 0.3, np.max(points, axis=0) + 0.3
+    axes.update_datalim([low[::-1], high[::-1]])
+    axes.autoscale_view()
+    axes.invert_yaxis()  # rows run down
+    axes.set_aspect("equal", adjustable="datalim")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5, integer=True))
     axes.spines[["top", "right"]].set_visible(False)

@@ -52,7 +52,7 @@ def unbiased_hsic(a: Tensor, b: Tensor) -> Tensor:
         (A, B). Unbiased, so below 0 too where there is no likeness.
 
     Source: Song, Smola, Gretton, Bedo, Borgwardt 2012, JMLR 13, eq. 5; Nguyen, Raghu, Kornblith
-        2021 (arXiv 2010.15327) eq. 3.
+        2021 (arXiv 2010.15327), where it is named so.
     """
     n = a.shape[-1]
     a, b = (grams - torch.diag_embed(grams.diagonal(dim1=-2, dim2=-1)) for grams in (a, b))
@@ -73,7 +73,7 @@ class LinearCKA:
     Only sums over batches are held. Batches are to be of one size: of means over batches, each
     counts alike.
 
-    Source: Nguyen, Raghu, Kornblith 2021 (arXiv 2010.15327) eq. 2-4.
+    Source: Nguyen, Raghu, Kornblith 2021 (arXiv 2010.15327), minibatch CKA.
     """
 
     def __init__(self) -> None:
