@@ -23,7 +23,6 @@ from tcnn import imagenet
 from tcnn.decoding import UnreadableImage
 from tcnn.images import DataError, Images
 from tcnn.published import (
-    CIFAR10,
     EXTRA,
     STANDARD,
     SUITES,
@@ -31,6 +30,7 @@ from tcnn.published import (
     PublishedPart,
     open_published,
 )
+from tcnn.published_cifar import CIFAR10
 
 WNIDS = tuple(sorted(standard()))
 

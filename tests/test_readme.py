@@ -31,8 +31,8 @@ def published_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
 
 
 def test_python() -> None:
@@ -40,6 +40,25 @@ def test_python() -> None:
     assert len(code) == 3
     exec(compile("\n".join(code), "README.md", "exec"), {})
     assert Path("runs/r50/model.safetensors").is_file()
+
+
+def test_python_of_the_analysis() -> None:
+    code = blocks("python", (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8"))
+    assert len(code) == 2
+    exec(compile("\n".join(code), "analysis.md", "exec"), {})
+    assert Path("cka.png").is_file()
+
+
+def test_functions_named_in_the_analysis_are_there() -> None:
+    import importlib
+
+    page = (ROOT / "docs" / "analysis.md").read_text(encoding="utf-8")
+    files = {file.stem for file in (ROOT / "src" / "tcnn" / "analysis").glob("*.py")}
+    named = [name for name in re.findall(r"`(\w+\.\w+)", page) if name.split(".")[0] in files]
+    assert len(named) > 15
+    for name in named:
+        module, _, attribute = name.partition(".")
+        assert hasattr(importlib.import_module(f"tcnn.analysis.{module}"), attribute), name
 
 
 def test_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,7 +168,7 @@ class GPSA2d(nn.Module):
         )
         self.gating_param = nn.Parameter(gating.to(device, dtype))
         if config.positions == "learned":
-            rows, columns = self._geometry.centres(torch.device("cpu"))
+            rows, columns = self.geometry.centres(torch.device("cpu"))
             v_pos = torch.stack([-torch.ones_like(rows), 2 * rows, 2 * columns], dim=1)
             self.v_pos = nn.Parameter((config.locality_strength * v_pos).to(device, dtype))
         convolutions.move_state(conv, self, ("weight", "bias", "gain"))
@@ -221,7 +221,7 @@ class GPSA2d(nn.Module):
             v_pos = self.v_pos.detach().double().cpu()
             for axis, centres in ((1, 0), (2, 1)):
                 offsets = torch.arange(-64.0, 65.0, dtype=torch.float64)
-                centre = self._geometry.centres(torch.device("cpu"))[centres].double()
+                centre = self.geometry.centres(torch.device("cpu"))[centres].double()
                 shifted = offsets + centre[:, None]
                 logits = v_pos[:, :1] * shifted**2 + v_pos[:, axis : axis + 1] * shifted
                 stray = 1 - logits.softmax(dim=1)[:, 64]
@@ -233,7 +233,8 @@ class GPSA2d(nn.Module):
         return None
 
     @property
-    def _geometry(self) -> Geometry:
+    def geometry(self) -> Geometry:
+        """Where its queries, keys and heads lie."""
         # From the attributes as they are now: other code changes them after construction.
         return Geometry(
             convolutions.pair(self.kernel_size),
@@ -246,7 +247,7 @@ class GPSA2d(nn.Module):
     @property
     def heads(self) -> int:
         """Number of heads: one per kernel tap."""
-        return self._geometry.heads
+        return self.geometry.heads
 
     @property
     def gate(self) -> Tensor:
@@ -276,7 +277,7 @@ class GPSA2d(nn.Module):
         scene = self._scene(x)
         path = self._path(x, scene)
         if self._merges(x, share, heads, scene, path):
-            mix = content.Mix(share, gate, self._geometry.taps())
+            mix = content.Mix(share, gate, self.geometry.taps())
             y = self._attend_content(x, kernel.flatten(2), heads, scene, path, mix)
             if self.bias is not None:
                 y = y + self.bias.to(y.dtype).view(-1, 1, 1)
@@ -323,7 +324,7 @@ class GPSA2d(nn.Module):
     def _convolve(self, x: Tensor, kernel: Tensor) -> Tensor:
         padding = self.padding
         if self._dynamic_same or self.padding_mode != "zeros":
-            (top, bottom), (left, right) = self._geometry.pads((x.shape[-2], x.shape[-1]))
+            (top, bottom), (left, right) = self.geometry.pads((x.shape[-2], x.shape[-1]))
             mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
             x = F.pad(x, (left, right, top, bottom), mode=mode)
             padding = (0, 0)
@@ -365,9 +366,9 @@ class GPSA2d(nn.Module):
         """R_h and C_h over the real pixels of an image (H, W): (heads, Hq, H), (heads, Wq, W)."""
         device = self.gating_param.device
         dtype = torch.promote_types(self.gating_param.dtype, torch.float32)
-        anchors, centres = self._geometry.anchors(size, device), self._geometry.centres(device)
+        anchors, centres = self.geometry.anchors(size, device), self.geometry.centres(device)
         factors = []
-        for axis, pads in enumerate(self._geometry.pads(size)):
+        for axis, pads in enumerate(self.geometry.pads(size)):
             offsets = functional.axis_offsets(anchors[axis], -pads[0], size[axis] + sum(pads))
             if self.config.positions == "learned":
                 v_pos = self.v_pos.to(dtype)
@@ -410,12 +411,12 @@ class GPSA2d(nn.Module):
     def _scene(self, x: Tensor) -> content.Scene:
         size, config = (x.shape[-2], x.shape[-1]), self.config
         drop = config.attn_drop if self.training else 0.0
-        grid = self._geometry.grid(size)
+        grid = self.geometry.grid(size)
         if config.key_stride > 1:  # without a window it is of no account what lies where
             coarse = (-(-size[0] // config.key_stride), -(-size[1] // config.key_stride))
             return content.Scene(coarse, grid, (0, 0), (1, 1), None, drop)
-        origin = self._geometry.origin(size)
-        return content.Scene(size, grid, origin, self._geometry.stride, config.window, drop)
+        origin = self.geometry.origin(size)
+        return content.Scene(size, grid, origin, self.geometry.stride, config.window, drop)
 
     def _path(self, x: Tensor, scene: content.Scene) -> content.Path | None:
         """The path of content attention; None leaves it to where the sizes are known."""
@@ -449,7 +450,7 @@ class GPSA2d(nn.Module):
         if self.config.positions == "learned":
             return path == "dense"
         # Copies of pixels that other padding makes are no keys; nor are taps beyond the window.
-        return self.padding_mode == "zeros" and all(map(scene.sees, self._geometry.taps()))
+        return self.padding_mode == "zeros" and all(map(scene.sees, self.geometry.taps()))
 
     def _attend_content(
         self,
@@ -484,12 +485,12 @@ class GPSA2d(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Q, with the factor of the scores, and K: (B, heads, Nq, d_k), (B, heads, N, d_k)."""
         size = (x.shape[-2], x.shape[-1])
-        same = values is x and self._geometry.queries_are_pixels(size)
+        same = values is x and self.geometry.queries_are_pixels(size)
         at_queries = x
-        if not self._geometry.queries_are_pixels(size):
+        if not self.geometry.queries_are_pixels(size):
             rows, columns = (
                 anchors.clamp(0, n - 1).long()
-                for anchors, n in zip(self._geometry.anchors(size, x.device), size, strict=True)
+                for anchors, n in zip(self.geometry.anchors(size, x.device), size, strict=True)
             )
             at_queries = x.index_select(2, rows).index_select(3, columns)
         if self.config.content == "cosine":

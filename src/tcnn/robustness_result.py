@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tcnn import metrics
+from tcnn import metrics, robustness_page
 from tcnn.corruptions import EXTRA, STANDARD
 from tcnn.evaluate import finite
 from tcnn.scoring import Part, Score, title_of
-from tcnn.tables import csv_text, markdown_table, text_table
+from tcnn.tables import csv_text
 
 CORRUPTED = ("corruptions", "imagenet-c", "cifar10-c")
 _SETS = {"standard": STANDARD, "extra": EXTRA}
@@ -201,94 +201,23 @@ class RobustnessResult:
 
     def table(self) -> str:
         """One line for each figure."""
-        return text_table(*self._overview())
+        return robustness_page.table(self)
 
     def corruption_tables(self) -> str:
         """Top-1 by corruption and severity, one table for each suite and network."""
-        return "\n\n".join(
-            f"{heading}\n{text_table(headers, rows)}"
-            for heading, headers, rows in self._by_severity()
-        )
-
-    def _overview(self) -> tuple[list[str], list[list[object]]]:
-        both = len(self.models) == 2
-        headers = ["suite", "images", "sets"]
-        for model in self.models:
-            headers += [f"{model} top-1 %", "± %"]
-        headers += ["difference [95 %]", "McNemar p"] if both else []
-        rows = []
-        for group in self.groups:
-            row: list[object] = [group.title, group.images, len(group.parts)]
-            for model in self.models:
-                row += [f"{100 * group.top1(model):.2f}", f"{100 * group.error(model):.2f}"]
-            if both:
-                compared = group.compare(*self.models)
-                row += [str(compared), _p_value(compared.p)]
-            rows.append(row)
-        return headers, rows
-
-    def _by_severity(self) -> list[tuple[str, list[str], list[list[object]]]]:
-        tables = []
-        both = len(self.models) == 2
-        for suite in self.corruption_suites:
-            severities = self.severities(suite)
-            for model in self.models:
-                compares = both and model == self.models[0]
-                headers = ["corruption", *(f"severity {s}" for s in severities), "mean"]
-                headers += [f"- {self.models[1]} [95 %]", "McNemar p"] if compares else []
-                rows = []
-                for group in self.by_corruption(suite):
-                    name = f"{group.title} (extra)" if group.title in EXTRA else group.title
-                    tops = {part.level: part.scores[model].result.top1 for part in group.parts}
-                    cells = [f"{100 * tops[s]:.1f}" if s in tops else None for s in severities]
-                    row: list[object] = [name, *cells, f"{100 * group.top1(model):.1f}"]
-                    if compares:
-                        compared = group.compare(*self.models)
-                        row += [str(compared), _p_value(compared.p)]
-                    rows.append(row)
-                tables.append((f"{suite}, {model}: top-1 %", headers, rows))
-        return tables
+        return robustness_page.corruption_tables(self)
 
     def remarks(self) -> list[str]:
         """What a reader needs to read the figures rightly."""
-        lines = []
-        if "corruptions" in self.corruption_suites:
-            lines.append(
-                "corruptions: generated here, by the definitions of ImageNet-C; not to be set "
-                "beside figures on its published files."
-            )
-        for model in self.models:
-            for suite in self.corruption_suites:
-                lines += self._corruption_errors(model, suite)
-        for group in self.groups:
-            for model in self.models:
-                if masked := group.masked(model):
-                    lines.append(
-                        f"{group.title}, {model}: {masked} images had no gradient to attack "
-                        "along (masked); they stayed as they were, and count as withstood."
-                    )
-        if any(part.suite == "pgd" for part in self.parts):
-            lines.append(
-                "fgsm, pgd: sizes in grey levels (of 255), in pixels; pgd starts at random."
-            )
-        if len(self.models) == 2:
-            lines.append(
-                "Difference: of top-1 in points, paired by image, with the 95 % bootstrap interval "
-                "over images; McNemar's test is exact for one set, and in Durkalski's form for "
-                "several versions of the same images. Of many tests at 5 %, one in twenty misses."
-            )
-        lines += dict.fromkeys(
-            f"{part.suite}: {score.note}"
-            for part in self.parts
-            for score in part.scores.values()
-            if score.note
-        )
-        if unread := self.unread:
-            name, reason = next(iter(unread.items()))
-            lines.append(
-                f"{len(unread)} images could not be read and were left out, {name}: {reason}"
-            )
-        return lines
+        return robustness_page.remarks(self)
+
+    def timing(self) -> str:
+        """What took how long."""
+        return robustness_page.timing(self)
+
+    def markdown(self) -> str:
+        """The tables and remarks as a page's middle."""
+        return robustness_page.markdown(self)
 
     @property
     def unread(self) -> dict[str, str]:
@@ -312,57 +241,6 @@ class RobustnessResult:
                 clean = 1 - self.clean.top1(model)
                 found["relative_mce"] = metrics.relative_mean_corruption_error(errors, clean)
         return found
-
-    def _corruption_errors(self, model: str, suite: str) -> list[str]:
-        found = self.corruption_errors(model, suite)
-        mean = found["mean_error"]
-        if mean is None:
-            return [
-                f"{suite}, {model}: not all 15 standard corruptions at 5 severities, so no mean "
-                "error over them."
-            ]
-        lines = [
-            f"{suite}, {model}: mean error over the 15 standard corruptions and 5 severities, not "
-            f"normalised: {mean:.2%}."
-        ]
-        if (mce := found.get("mce")) is not None:
-            lines.append(
-                f"{suite}, {model}: mCE {mce:.2%}, the mean over corruptions of the error by "
-                "AlexNet's (Hendrycks & Dietterich 2019)."
-            )
-        if (relative := found.get("relative_mce")) is not None:
-            lines.append(
-                f"{suite}, {model}: relative mCE {relative:.2%}, of what corruption adds to the "
-                "clean error, by what it adds to AlexNet's."
-            )
-        return lines
-
-    def timing(self) -> str:
-        """What took how long."""
-        total = {"reading": 0.0, "changing": 0.0, "computing": 0.0, "clock": 0.0}
-        images = changed = 0
-        for part in self.parts:
-            # Networks that were shown the same images share their reading and the clock.
-            shared = {score.pixels: score for score in part.scores.values()}.values()
-            for key in ("reading", "changing", "clock"):
-                total[key] += sum(score.seconds[key] for score in shared)
-            total["computing"] += sum(s.seconds["computing"] for s in part.scores.values())
-            images += sum(score.result.images for score in part.scores.values())
-            changed += sum(s.result.images for s in shared if s.seconds["changing"] > 1e-3)
-        return (
-            f"{total['clock']:.0f} s on the clock: reading {total['reading']:.0f} s and generating "
-            f"{total['changing']:.0f} s ({changed} changed images) of worker processes, computing "
-            f"{total['computing']:.0f} s ({images} images of "
-            f"{len(self.models)} network{'s' if len(self.models) > 1 else ''})."
-        )
-
-    def markdown(self) -> str:
-        """The tables and remarks as a page's middle."""
-        blocks = [markdown_table(*self._overview())]
-        for heading, headers, rows in self._by_severity():
-            blocks += [f"**{heading}**", markdown_table(headers, rows)]
-        blocks.append("\n".join(f"- {line}" for line in [*self.remarks(), self.timing()]))
-        return "\n\n".join(blocks)
 
     def csv(self) -> str:
         """One row for each part and network."""
@@ -446,7 +324,3 @@ class RobustnessResult:
             "high": compared.high,
             "mcnemar_p": compared.p,
         }
-
-
-def _p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
