@@ -142,7 +142,8 @@ class Rates:
     """What a machine reaches at its best, in operations and bytes a second.
 
     Attributes:
-        matrix_flops: of a large matrix product, a multiply-add counting as 2.
+        matrix_flops: of a large matrix product or 3×3 convolution, whichever is faster (libraries
+            differ), a multiply-add counting as 2.
         copy_bytes: of a large copy, read and written bytes together.
     """
 
@@ -157,14 +158,20 @@ class Rates:
         on_gpu = device.type == "cuda"
         side, length = (8192, 2**28) if on_gpu else (1024, 2**25)
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+        images = torch.randn(8, 256, 14, 14, device=device).to(dtype)
+        kernel = torch.randn(256, 256, 3, 3, device=device).to(dtype)
         source = torch.ones(length, device=device)
         target = torch.empty_like(source)
 
         def best(call: Call) -> float:
             return min(elapsed_seconds(call, device) for _ in range(runs))
 
+        convolution = 2 * images.numel() * kernel[0].numel()
         return cls(
-            matrix_flops=2 * side**3 / best(lambda: a @ b),
+            matrix_flops=max(
+                2 * side**3 / best(lambda: a @ b),
+                convolution / best(lambda: torch.conv2d(images, kernel, padding=1)),
+            ),
             copy_bytes=2 * 4 * length / best(lambda: target.copy_(source)),
         )
 
