@@ -25,7 +25,8 @@ def by_work(result: BenchmarkResult) -> dict[str, list[dict[str, Any]]]:
     """The rows of each kind of work, named."""
     works: dict[str, list[dict[str, Any]]] = {}
     for cost in result.costs:
-        works.setdefault(cost.work, []).append({"name": cost.network, **cost.to_json()})
+        row = cost.to_json()
+        works.setdefault(row.pop("work"), []).append({"name": row.pop("network"), **row})
     return works
 
 

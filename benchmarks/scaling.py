@@ -95,8 +95,7 @@ def per_pixel(sides: Sequence[int], runs: int) -> list[dict[str, Any]]:
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Milliseconds against tokens, both logarithmic, a line for each layer with its name at its
-    end."""
+    """Milliseconds against tokens, both logarithmic, a line for each layer."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullLocator
 
@@ -106,13 +105,14 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         mine = [row for row in rows if row["name"] == name and "left_out" not in row]
         axes.plot(
             [row["tokens"] for row in mine], [row["median_ms"] for row in mine], dashes,
-            color=colour, marker=marker, markersize=6, lw=1.8, label=name,
+            color=colour, marker=marker, markersize=7, markeredgewidth=1.5, lw=1.8, label=name,
         )  # fmt: skip
     tokens = sorted({row["tokens"] for row in rows})
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(tokens, [f"{round(n**0.5)}²" for n in tokens])
     axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_xlabel("tokens (pixels of the grid)")
     axes.set_ylabel("milliseconds an image, forward")
