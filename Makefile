@@ -1,5 +1,5 @@
 # Everything runs in .venv, which is made when it is not there; a second run starts at once.
-.PHONY: help demo test check venv test-slow zoo benchmark clean
+.PHONY: help demo test check venv test-slow zoo bench benchmark clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -28,11 +28,20 @@ test-slow: .venv/.dev  ## the tests that take minutes each
 zoo: .venv/.dev  ## every family of timm and torchvision, into docs/zoo.md
 	$(BIN)/pytest -n auto -m zoo -p zoo_table --zoo-table docs/zoo.md tests/test_zoo.py
 
-benchmark: .venv/.dev  ## speed beside the CNN, and what each gate costs, into benchmarks/results
-	$(BIN)/python benchmarks/recast.py --json benchmarks/results/recast_resnet50.json
-	$(BIN)/python benchmarks/recast.py --model tcnn.networks:cifar_resnet20 --size 32 --batch 128 \
-	  --runs 9 --bf16 --json benchmarks/results/recast_cifar_resnet20.json
+bench: .venv/.dev  ## speed and memory in short, minutes: the tables, and runs/bench
+	$(BIN)/python benchmarks/layer.py --short --json runs/bench/layer.json
+	$(BIN)/python benchmarks/model.py --short --batch 2 --json runs/bench/recast_resnet50.json
+	$(BIN)/python benchmarks/scaling.py --short --model timm:resnet18 --json runs/bench/scaling.json
+	$(BIN)/python benchmarks/compile.py --short --json runs/bench/compile.json
+
+benchmark: .venv/.dev  ## all of it, and what each gate and corruption costs, into benchmarks/results
 	$(BIN)/python benchmarks/layer.py --json benchmarks/results/layer.json
+	$(BIN)/python benchmarks/model.py --json benchmarks/results/recast_resnet50.json
+	$(BIN)/python benchmarks/model.py --model tcnn.networks:cifar_resnet20 --size 32 --batch 128 \
+	  --runs 9 --bf16 --channels_last --json benchmarks/results/recast_cifar_resnet20.json
+	$(BIN)/python benchmarks/scaling.py --json benchmarks/results/scaling.json \
+	  --picture docs/images/scaling.png
+	$(BIN)/python benchmarks/compile.py --json benchmarks/results/compile.json
 	$(BIN)/python benchmarks/gates.py --json benchmarks/results/gates.json
 	$(BIN)/python benchmarks/corruptions.py --json benchmarks/results/corruptions.json
 

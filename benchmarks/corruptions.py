@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +26,7 @@ from matplotlib.figure import Figure
 from tcnn.corruptions import CORRUPTIONS, SEVERITIES, Image, corrupt, image_rng
 from tcnn.provenance import provenance
 from tcnn.tables import text_table
+from tcnn.timing import alternate
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from reference_corruptions import reference
@@ -44,18 +43,6 @@ def picture(size: int) -> Image:
     return (total / total.max() * 255).astype(np.uint8)
 
 
-def alternate(calls: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """Median milliseconds of each call, taken in turn, after one uncounted round."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(runs + 1):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            if turn:
-                times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def compare(name: str, image: Image, runs: int) -> dict[str, str | int | float]:
     """A row: both packages' milliseconds for one image, the mean over severities."""
     rng = np.random.default_rng(0)
@@ -65,8 +52,8 @@ def compare(name: str, image: Image, runs: int) -> dict[str, str | int | float]:
             "tcnn": lambda s=severity: corrupt(image, name, s, rng),  # type: ignore[misc]
             "reference": lambda s=severity: reference(image, name, s),  # type: ignore[misc]
         }
-        for key, value in alternate(calls, runs).items():
-            totals[key] += value / len(SEVERITIES)
+        for key, timing in alternate(calls, runs).items():
+            totals[key] += 1e3 * timing.spread.median / len(SEVERITIES)
     return {
         "name": name,
         "size": len(image),

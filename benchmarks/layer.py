@@ -1,168 +1,126 @@
-"""What one recast layer costs beside its convolution: time and memory, by grid.
+"""What one recast layer costs beside its convolution and other attention layers: time and memory.
 
     python benchmarks/layer.py --json benchmarks/results/layer.json
 
-A 3×3 convolution and the layers recast from it, gates 0.7, take turns; figures are medians with
-quartiles, ratios are taken pair by pair. "dense" is the layer with one matrix of queries and keys
-for each head and the kernel as output matrix, whatever the grid. Memory is the most that a call
-holds beyond what was there before it, added up from the allocations that torch.profiler records.
+A 3×3 convolution, the layers recast from it (gates 0.7), the T-CNN layer with dense matrices, and
+timm's ConViT GPSA and BottleneckAttn of the same width take turns. Figures are medians with
+quartiles, ratios to the convolution are taken round by round. The floor is the time that the
+operations and bytes which a layer cannot do without take at the rates of this machine, measured in
+the same run; "x floor" is how far the layer is above it. Memory is the most that a call holds
+beyond what was there before it. "learned positions alone" has its gates shut and frozen.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 
-import tcnn
-from tcnn import content
-from tcnn.provenance import provenance
-from tcnn.tables import text_table
+from contenders import Contender, Field, Grid, contend
+from output import arguments, device, show, start, write
+from tcnn.timing import Rates, alternate, peak_memory
 
-# Side of the grid, channels, images.
-GRIDS = ((7, 512, 8), (14, 256, 8), (28, 128, 4), (56, 64, 2))
-DENSE_BYTES = 2e9  # a matrix beyond this is left out
-Call = Callable[[Tensor], Tensor]
-
-
-class Dense(nn.Module):
-    """The layer on its dense path, of any size."""
-
-    def __init__(self, layer: tcnn.GPSA2d) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def forward(self, x: Tensor) -> Tensor:
-        with mock.patch.object(content, "choose_path", lambda **_: "dense"):
-            y: Tensor = self.layer(x)
-        return y
+GRIDS = (
+    Grid(7, 512, 8),
+    Grid(14, 256, 8),
+    Grid(28, 128, 4),
+    Grid(56, 64, 1),
+    Grid(112, 64, 1),
+)
+WORKS = ("forward", "forward and backward")
+HEADERS = ("grid, C, batch", "layer", "ms", "x conv", "quartiles", "floor ms", "x floor", "MiB")
 
 
-def modules(side: int, channels: int, batch: int) -> dict[str, nn.Module]:
-    conv = nn.Conv2d(channels, channels, 3, padding=1)
+def work_of(entry: Contender, work: str, bf16: bool) -> Callable[[], object]:
+    """A call that does the work on the contender's input."""
+    where = entry.x.device.type
 
-    def layer(**options: Any) -> tcnn.GPSA2d:
-        return tcnn.GPSA2d.from_conv2d(conv, tcnn.GPSAConfig(gate_init=0.7, **options))
+    def forward() -> None:
+        with torch.inference_mode(), torch.autocast(where, torch.bfloat16, bf16):
+            entry.module(entry.x)
 
-    found: dict[str, nn.Module] = {"convolution": conv, "layer": layer()}
-    if 4 * batch * 9 * side**4 <= DENSE_BYTES:
-        found["dense"] = Dense(layer())
-    return found | {"window=7": layer(window=7), "learned positions": layer(positions="learned")}
+    def forward_and_backward() -> None:
+        x = entry.x.detach().requires_grad_()
+        with torch.autocast(where, torch.bfloat16, bf16):
+            y = entry.module(x)
+        y.float().square().mean().backward()
+        entry.module.zero_grad()
 
-
-def forward(module: nn.Module, x: Tensor) -> None:
-    with torch.inference_mode():
-        module(x)
-
-
-def step(module: nn.Module, x: Tensor) -> None:
-    module.zero_grad(set_to_none=True)
-    x = x.clone().requires_grad_()
-    module(x).square().mean().backward()
+    return forward if work == "forward" else forward_and_backward
 
 
-def peak_mib(call: Callable[[], object]) -> float:
-    call()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        call()
-    events: Any = record.profiler.kineto_results.events()
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most / 2**20
-
-
-def measure(side: int, channels: int, batch: int, runs: int) -> list[dict[str, Any]]:
-    x = torch.randn(batch, channels, side, side)
-    found = modules(side, channels, batch)
-    times: dict[tuple[str, str], list[float]] = {}
-    for turn in range(runs + 1):
-        for name, module in found.items():
-            for kind, call in (("forward", forward), ("step", step)):
-                start = time.perf_counter()
-                call(module, x)
-                if turn:
-                    times.setdefault((name, kind), []).append(time.perf_counter() - start)
-    rows = []
-    for name, module in found.items():
-        row: dict[str, Any] = {"side": side, "channels": channels, "batch": batch, "name": name}
-        for kind, call in (("forward", forward), ("step", step)):
-            mine, base = times[name, kind], times["convolution", kind]
-            low, middle, high = statistics.quantiles(
-                [a / b for a, b in zip(mine, base, strict=True)], n=4
-            )
-            row[kind] = {
-                "median_ms": statistics.median(mine) * 1e3,
-                "ratio": middle,
-                "ratio_quartiles": [low, high],
-                "peak_mib": peak_mib(lambda m=module, c=call: c(m, x)),
+def measure(
+    field: Field, grid: Grid, work: str, runs: int, rates: Rates, bf16: bool
+) -> list[dict[str, Any]]:
+    """A row for each contender, and for each that is left out."""
+    calls = {name: work_of(entry, work, bf16) for name, entry in field.entries.items()}
+    times = alternate(calls, runs, device())
+    rows: list[dict[str, Any]] = []
+    place = {"side": grid.side, "channels": grid.channels, "batch": grid.batch, "work": work}
+    for name, entry in field.entries.items():
+        floor = entry.floor(rates, work != "forward")
+        timing = times[name]
+        rows.append(
+            {
+                **place,
+                "name": name,
+                **timing.to_json(),
+                "operations": entry.operations * (1 if work == "forward" else 3),
+                "bytes": entry.bytes(work != "forward"),
+                "floor_ms": floor * 1e3,
+                "over_floor": timing.spread.median / floor,
+                "peak_mib": peak_memory(calls[name], device()) / 2**20,
             }
-        rows.append(row)
-    return rows
+        )
+    return rows + [{**place, "name": name, "left_out": why} for name, why in field.left_out.items()]
 
 
-def best(call: Callable[[], object], runs: int = 10) -> float:
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def rates() -> dict[str, float]:
-    """Matrix product and copy at their best, in 10⁹ operations and 10⁹ bytes a second."""
-    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    large, other = torch.randn(32 * 2**20), torch.empty(32 * 2**20)
-    return {
-        "matrix_gflops": 2 * 1024**3 / best(lambda: a @ b) / 1e9,
-        "copy_gbytes": 2 * 4 * large.numel() / best(lambda: other.copy_(large)) / 1e9,
-    }
+def cells(row: dict[str, Any]) -> tuple[Any, ...]:
+    place = str(Grid(row["side"], row["channels"], row["batch"]))
+    if "left_out" in row:
+        return (place, row["name"], f"left out: {row['left_out']}", *[None] * 5)
+    low, high = row["ratio_quartiles"]
+    return (
+        place,
+        row["name"],
+        f"{row['median_ms']:.2f}",
+        f"{row['ratio']:.2f}",
+        f"{low:.2f} to {high:.2f}",
+        f"{row['floor_ms']:.2f}",
+        f"{row['over_floor']:.2f}",
+        f"{row['peak_mib']:.1f}",
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(0)
-    results: dict[str, Any] = {
-        "command": f"python benchmarks/layer.py --runs {args.runs} --threads {args.threads}",
-        "rates": rates(),
-        "rows": [row for grid in GRIDS for row in measure(*grid, args.runs)],
-    }
+    parser = arguments(__doc__, runs=9)
+    parser.add_argument("--sides", type=int, nargs="+", help="of the grids; all, or 7 14 28")
+    parser.add_argument("--batch", type=int, help="images; 8, 8, 4, 1, 1 from the smallest grid on")
+    parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16")
+    parser.add_argument("--channels_last", action="store_true")
+    args = start(parser)
+    sides = args.sides or [grid.side for grid in GRIDS if not args.short or grid.side <= 28]
+    rates = Rates.measure(device(), torch.bfloat16 if args.bf16 else torch.float32)
+    rows: list[dict[str, Any]] = []
+    for grid in GRIDS:
+        if grid.side not in sides:
+            continue
+        if args.batch:
+            grid = Grid(grid.side, grid.channels, args.batch)
+        field = contend(grid, rates, device(), args.channels_last)
+        runs = args.runs if grid.side < 56 else max(3, args.runs // 3)
+        for work in WORKS:
+            print(f"{grid}: {work}", flush=True)
+            rows += measure(field, grid, work, runs, rates, args.bf16)
     print(
-        "matrix product {matrix_gflops:.0f} GFLOP/s, copy {copy_gbytes:.1f} GB/s".format(
-            **results["rates"]
-        )
+        f"\nmatrix product {rates.matrix_flops / 1e9:.0f} GFLOP/s, "
+        f"copy {rates.copy_bytes / 1e9:.1f} GB/s, {args.threads} threads"
     )
-    headers = ("grid", "layer", "forward ms", "x conv", "quartiles", "MiB")
-    headers += ("step ms", "x conv", "quartiles", "MiB")
-    table = []
-    for row in results["rows"]:
-        cells = [f"{row['side']}x{row['side']}, {row['channels']}, {row['batch']}", row["name"]]
-        for kind in ("forward", "step"):
-            r = row[kind]
-            cells += [f"{r['median_ms']:.1f}", f"{r['ratio']:.2f}"]
-            cells += ["{:.2f} to {:.2f}".format(*r["ratio_quartiles"]), f"{r['peak_mib']:.1f}"]
-        table.append(cells)
-    print(text_table(headers, table))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({**results, **provenance()}, indent=2) + "\n")
+    for work in WORKS:
+        print(f"\n{work}")
+        show(args, HEADERS, [cells(row) for row in rows if row["work"] == work])
+    write(args, {"rates": rates.to_json(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The command line: hands the functions of `tcnn.commands`, `tcnn.training_commands` and
-`tcnn.evaluate_commands` to jsonargparse, and errors to people.
+"""The command line: hands the functions of `tcnn.commands` and of the modules beside it to
+jsonargparse, and errors to people.
 
 Exit codes: 0 done; 1 it failed, or the answer is no; 2 the command line could not be understood;
 130 interrupted. Every error is one line on stderr.
@@ -19,8 +19,8 @@ from typing import Any, NoReturn
 import jsonargparse
 
 import tcnn
-from tcnn import commands, evaluate_commands, training_commands
-from tcnn.errors import TCNNError
+from tcnn import benchmark_commands, commands, evaluate_commands, training_commands
+from tcnn.errors import TCNNError, is_out_of_memory
 
 # Not by the functions' own names: jsonargparse looks those up in the package's root, where names
 # such as `plan` would import torch.
@@ -32,6 +32,7 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "study": training_commands.run_study,
     "evaluate": evaluate_commands.evaluate_network,
     "robustness": evaluate_commands.measure_robustness,
+    "benchmark": benchmark_commands.benchmark_network,
     "restore": commands.restore_network,
     "verify": commands.verify_networks,
 }
@@ -82,9 +83,7 @@ def main(args: Sequence[str] | None = None) -> int:
             f"pip install 'transformed-cnn[{extra}]'",
         )
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search(
-            r"allocate memory|out of mem", str(error)
-        ):
+        if not is_out_of_memory(error):
             raise
         return _fail(
             name,
@@ -106,7 +105,7 @@ def _with_values(parser: _Parser, words: list[str]) -> list[str]:
         for action in (child._actions if child else [])
         for option in action.option_strings
     }
-    lists = [option for option, kind in options.items() if kind == list[str]]
+    lists = [option for option, kind in options.items() if kind in (list[str], list[int] | None)]
     words = [
         part
         for word in words
@@ -119,7 +118,7 @@ def _with_values(parser: _Parser, words: list[str]) -> list[str]:
         elif word in lists and word in spelled:
             spelled.append(f"{word}+")
         elif spelled and spelled[-1] in lists and not word.startswith(("[", "--")):
-            spelled.append(json.dumps([word]))
+            spelled.append(json.dumps([word]) if options[spelled[-1]] == list[str] else f"[{word}]")
         else:
             spelled.append(word)
     return spelled
