@@ -484,6 +484,17 @@ def test_damaged_arrays_are_refused(tmp_path: Path, data: st.DataObject) -> None
     assert "labels.npy" in opening("cifar10-c", tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["|V0", "<U0", "|S0"])
+@pytest.mark.parametrize("shape", [(20,), (0,), (20, 32, 32, 3)])
+def test_items_of_no_bytes(tmp_path: Path, kind: str, shape: tuple[int, ...]) -> None:
+    """NumPy divides by their size, which would end the process."""
+    np.save(tmp_path / "labels.npy", LABELS)
+    text = f"{{'descr': {kind!r}, 'fortran_order': False, 'shape': {shape}}}\n"
+    damaged = HEAD + len(text).to_bytes(2, "little") + text.encode()
+    (tmp_path / "fog.npy").write_bytes(damaged + bytes(64))
+    assert "no bytes" in opening("cifar10-c", tmp_path)
+
+
 def test_a_pickle_is_not_run(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -77,13 +77,12 @@ class Scene:
         )
         return rows, columns
 
-    @cached_property
+    @property
     def tile(self) -> tuple[int, int] | None:
         """Sides of the tiles of queries that share their keys; None where tiles would not pay.
 
-        A pair of a query and a key costs scores, a softmax and heads · C multiplications, and the
-        keys of a tile are copied. Beyond a quarter of the image for a tile, blocks do as well;
-        anchors beyond the image lie on no regular grid.
+        Beyond a quarter of the image for a tile, blocks do as well; anchors beyond the image lie on
+        no regular grid.
         """
         if self.window is None:
             return None
@@ -92,17 +91,7 @@ class Scene:
         ):
             if first < 0 or first + (n - 1) * stride > size - 1:
                 return None
-
-        def cost(sides: tuple[int, int]) -> float:
-            tiles = math.prod(math.ceil(n / side) for n, side in zip(self.grid, sides, strict=True))
-            return tiles * math.prod(self.span(sides)) * (math.prod(sides) + _HALO)
-
-        choices = [
-            (rows, columns)
-            for rows in range(1, min(_TILE_SIDE, self.grid[0]) + 1)
-            for columns in range(1, min(_TILE_SIDE, self.grid[1]) + 1)
-        ]
-        best = min(choices, key=cost)
+        best = _cheapest_tile(self)
         return best if _TILE_SHARE * math.prod(self.span(best)) <= math.prod(self.size) else None
 
     def span(self, sides: tuple[int, int]) -> tuple[int, int]:
@@ -119,6 +108,23 @@ class Scene:
         return self.window is None or all(
             -((self.window - 1) // 2) <= offset <= self.window // 2 for offset in centre
         )
+
+
+@lru_cache(maxsize=1024)  # a search, and the same for each call on images of one size
+def _cheapest_tile(scene: Scene) -> tuple[int, int]:
+    """A pair of a query and a key costs scores, a softmax and heads · C multiplications, and the
+    keys of a tile are copied."""
+
+    def cost(sides: tuple[int, int]) -> float:
+        tiles = math.prod(math.ceil(n / side) for n, side in zip(scene.grid, sides, strict=True))
+        return tiles * math.prod(scene.span(sides)) * (math.prod(sides) + _HALO)
+
+    choices = [
+        (rows, columns)
+        for rows in range(1, min(_TILE_SIDE, scene.grid[0]) + 1)
+        for columns in range(1, min(_TILE_SIDE, scene.grid[1]) + 1)
+    ]
+    return min(choices, key=cost)
 
 
 @dataclass(frozen=True)

@@ -88,20 +88,6 @@ def fold_padding(factor: Tensor, before: int, after: int, mode: str) -> Tensor:
     return factor @ F.pad(identity, (before, after), mode=mode)[0].T
 
 
-def positional_attend(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """P_h X by the per-axis factors, at a cost of N(H + W) where N² would be dense.
-
-    Args:
-        x: image, (B, C, H, W).
-        rows, columns: factors R_h (heads, Hq, H) and C_h (heads, Wq, W).
-
-    Returns:
-        (B, C, heads, Hq, Wq).
-    """
-    attended = torch.einsum("huy,bcyx->bchux", rows, x)
-    return torch.einsum("hvx,bchux->bchuv", columns, attended)
-
-
 def positional_output(
     x: Tensor, rows: Tensor, columns: Tensor, kernel: Tensor, groups: int
 ) -> Tensor:

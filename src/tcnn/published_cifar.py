@@ -128,6 +128,8 @@ def _array(file: Path) -> npt.NDArray[Any]:
     """The array in a .npy file, left on the disk; Python objects, which run code, are refused."""
     try:
         with warnings.catch_warnings(action="ignore"):
+            if not _dtype(file).itemsize:  # numpy would divide by it, and end the process
+                raise ValueError("its items have no bytes")
             array = np.lib.format.open_memmap(file, mode="r")
     except OSError:
         raise
@@ -138,3 +140,11 @@ def _array(file: Path) -> npt.NDArray[Any]:
             "fetch it again."
         ) from error
     return array
+
+
+def _dtype(file: Path) -> np.dtype[Any]:
+    with file.open("rb") as opened:
+        version = np.lib.format.read_magic(opened)
+        if version == (1, 0):
+            return np.lib.format.read_array_header_1_0(opened)[2]
+        return np.lib.format.read_array_header_2_0(opened)[2]
