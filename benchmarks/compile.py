@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--model", default="timm:resnet50")
     parser.add_argument("--batch", type=int, default=2)
     args = start(parser)
+    torch._inductor.config.force_disable_caches = True  # so that compiling takes what it takes
     config = tcnn.GPSAConfig(gate_init=OPEN_GATE)
     layer = tcnn.GPSA2d(128, 128, 3, padding=1, config=config).to(device())
     inputs = [torch.randn(args.batch, 128, side, side, device=device()) for side in LAYER_SIDES]
