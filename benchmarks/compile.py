@@ -20,7 +20,7 @@ from torch._inductor.exc import InductorError
 import tcnn
 from output import arguments, device, show, start, write
 from tcnn.benchmark import OPEN_GATE
-from tcnn.timing import alternate, elapsed_seconds
+from tcnn.timing import alternate
 
 LAYER_SIDES = (7, 9, 14, 20, 28)
 IMAGE_SIDES = (160, 192, 224, 256, 288)
@@ -58,7 +58,6 @@ def measure(
         x = inputs[middle]
         torch._dynamo.reset()
         compiled = call(torch.compile(module, dynamic=False), x)
-        first = elapsed_seconds(compiled, device())
         times = alternate({"eager": call(module, x), "compiled": compiled}, runs, device())
         rows.append(
             {
@@ -66,7 +65,6 @@ def measure(
                 "work": work,
                 "graph_breaks": breaks,
                 "recompilations": recompilations,
-                "compile_seconds": first,
                 "input": list(x.shape),
                 "eager_ms": times["eager"].spread.median * 1e3,
                 **times["compiled"].to_json(),
@@ -106,7 +104,7 @@ def main() -> None:
         hybrid = tcnn.recast(tcnn.load_model(args.model), config=config).to(device())
         images = [torch.randn(args.batch, 3, side, side, device=device()) for side in IMAGE_SIDES]
         rows += measure(f"{args.model}, hybrid", hybrid, images, 2, args.runs)
-    headers = ("network", "work", "graph breaks", "recompilations", "compiling s", "input",
+    headers = ("network", "work", "graph breaks", "recompilations", "input",
                "eager ms", "compiled ms", "ratio", "quartiles")  # fmt: skip
     print()
     show(
@@ -118,7 +116,6 @@ def main() -> None:
                 row["work"],
                 row["graph_breaks"],
                 row["recompilations"],
-                f"{row['compile_seconds']:.0f}",
                 "×".join(map(str, row["input"])),
                 f"{row['eager_ms']:.2f}",
                 f"{row['median_ms']:.2f}",
