@@ -1,5 +1,5 @@
-"""The command line: hands the functions of `tcnn.commands`, `tcnn.training_commands` and
-`tcnn.evaluate_commands` to jsonargparse, and errors to people.
+"""The command line: hands the functions of `tcnn.commands`, `tcnn.training_commands`,
+`tcnn.evaluate_commands` and `tcnn.report_commands` to jsonargparse, and errors to people.
 
 Exit codes: 0 done; 1 it failed, or the answer is no; 2 the command line could not be understood;
 130 interrupted. Every error is one line on stderr.
@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import jsonargparse
 
 import tcnn
-from tcnn import commands, evaluate_commands, training_commands
+from tcnn import commands, evaluate_commands, report_commands, training_commands
 from tcnn.errors import TCNNError
 
 # Not by the functions' own names: jsonargparse looks those up in the package's root, where names
@@ -32,6 +32,8 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "study": training_commands.run_study,
     "evaluate": evaluate_commands.evaluate_network,
     "robustness": evaluate_commands.measure_robustness,
+    "report": report_commands.write_report,
+    "explore": report_commands.explore_run,
     "restore": commands.restore_network,
     "verify": commands.verify_networks,
 }
