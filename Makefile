@@ -1,5 +1,5 @@
 # Everything runs in .venv, which is made when it is not there; a second run starts at once.
-.PHONY: help demo test check venv test-slow zoo bench benchmark clean
+.PHONY: help demo test check venv test-slow test-page zoo bench benchmark clean
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -24,6 +24,9 @@ venv: .venv/.dev  ## set up .venv alone
 
 test-slow: .venv/.dev  ## the tests that take minutes each
 	$(BIN)/pytest -n auto -m slow
+
+test-page: .venv/.dev  ## the page in a browser, where Chromium is installed
+	$(BIN)/pytest -m page tests/test_page.py
 
 zoo: .venv/.dev  ## every family of timm and torchvision, into docs/zoo.md
 	$(BIN)/pytest -n auto -m zoo -p zoo_table --zoo-table docs/zoo.md tests/test_zoo.py

@@ -32,8 +32,8 @@ TIMM = [
     "--data.mean", "[0.5,0.5,0.5]", "--data.std", "[0.5,0.5,0.5]",
 ]  # fmt: skip
 FILES = {
-    "best", "curves.png", "gates.csv", "history.csv", "last.ckpt", "model.safetensors", "run.json",
-    "tcnn.json", "tensorboard",
+    "best", "curves.png", "gates.csv", "history.csv", "last.ckpt", "model.safetensors",
+    "report.html", "run.json", "tcnn.json", "tensorboard",
 }  # fmt: skip
 
 

@@ -386,7 +386,7 @@ def test_the_page_and_the_plots(compared: Path) -> None:
     assert "generated here" in page
     assert "saturate (extra)" in page
     assert sorted(os.listdir(compared)) == sorted(
-        [*pictures, "parts", "robustness.csv", "robustness.json", "robustness.md"]
+        [*pictures, "parts", "report.html", "robustness.csv", "robustness.json", "robustness.md"]
     )
 
 

@@ -128,6 +128,7 @@ def test_what_a_study_writes(done: tuple[Path, dict[str, Any]]) -> None:
         "curves.png",
         "differences.png",
         "pretrained",
+        "report.html",
         "study.json",
         "study.md",
     }

@@ -19,7 +19,13 @@ from typing import Any, NoReturn
 import jsonargparse
 
 import tcnn
-from tcnn import benchmark_commands, commands, evaluate_commands, training_commands
+from tcnn import (
+    benchmark_commands,
+    commands,
+    evaluate_commands,
+    report_commands,
+    training_commands,
+)
 from tcnn.errors import TCNNError, is_out_of_memory
 
 # Not by the functions' own names: jsonargparse looks those up in the package's root, where names
@@ -33,6 +39,8 @@ _COMMANDS: dict[str, Callable[..., int]] = {
     "evaluate": evaluate_commands.evaluate_network,
     "robustness": evaluate_commands.measure_robustness,
     "benchmark": benchmark_commands.benchmark_network,
+    "report": report_commands.write_report,
+    "explore": report_commands.explore_run,
     "restore": commands.restore_network,
     "verify": commands.verify_networks,
 }

@@ -20,17 +20,19 @@ def run_demo(*, out: str = "runs/demo", seed: int = 0) -> int:
     """The whole story on handwritten digits, in minutes: train, recast, fine-tune, compare, look.
 
     Args:
-        out: Folder for the hybrid, metrics.json and the pictures.
+        out: Folder for the hybrid, metrics.json, the pictures and the page.
         seed: Fixes everything random.
     """
     import shutil
     import sys
 
     from tcnn.demo import run
+    from tcnn.report import page
 
     called = sys.argv[0] if Path(sys.argv[0]).name == "tcnn" else "python -m tcnn"
     program = "tcnn" if shutil.which("tcnn") else called
     run(folder_of(out), seed, echo, program=program)
+    page.add(folder_of(out), echo, program)
     return 0
 
 
@@ -269,13 +271,13 @@ def _compare(
     """Print how far two networks are apart on pictures, or on random images."""
     import torch
 
-    from tcnn.equivalence import check_equivalence
+    from tcnn.equivalence import check_equivalence, random_images
 
     if batch < 1 or min(size) < 1:
         raise TCNNError(f"Expected --batch and --input_size from 1 up, but got {batch} and {size}.")
     if images is None:
         what = "random images"
-        x = torch.randn(batch, *size, generator=torch.Generator().manual_seed(0))
+        x = random_images(size, batch)
     else:
         from tcnn.data import pictures
 

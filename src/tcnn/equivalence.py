@@ -106,6 +106,11 @@ class EquivalenceReport:
         return {**asdict(self), "ok": self.ok}
 
 
+def random_images(size: tuple[int, int, int], count: int = 8) -> Tensor:
+    """The same images of normal noise every time, (count, C, H, W), to compare networks on."""
+    return torch.randn(count, *size, generator=torch.Generator().manual_seed(0))
+
+
 def check_equivalence(
     cnn: nn.Module,
     hybrid: nn.Module,

@@ -110,6 +110,7 @@ def measure_robustness(
 
     from tcnn import evaluation, progress
     from tcnn.keeping import is_first_process
+    from tcnn.report import page
 
     if not suite:
         raise TCNNError("Expected a suite, but got none: give --suite corruptions, for one.")
@@ -139,6 +140,7 @@ def measure_robustness(
     echo(f"{lines}\n{found.timing()}")
     written = ["robustness.md", "robustness.json", "robustness.csv", *pictures]
     echo(f"Wrote {Path(out)}: {', '.join(written)}, and the scores in parts.")
+    page.add(folder, echo, "tcnn")
     return 0
 
 

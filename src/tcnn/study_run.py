@@ -19,6 +19,7 @@ from tcnn import checkpoint, sources
 from tcnn.corruptions import STANDARD
 from tcnn.data_config import DataConfig
 from tcnn.engine import fit
+from tcnn.equivalence import check_equivalence, random_images
 from tcnn.errors import TCNNError
 from tcnn.evaluate_config import InferenceConfig
 from tcnn.files import make_folder, write_json, write_whole
@@ -218,10 +219,12 @@ def run_arm(setting: Setting, arm: str, seed: int, say: Callable[[str], None]) -
     model, images = _start(setting, arm, seed)
     chosen, recipe = setting.arms[arm], setting.recipe(arm, seed)
     before = sum(p.numel() for p in model.parameters())
+    equivalence = None
     if chosen.hybrid:
-        view = View.of(model, setting.data)
+        size = View.of(model, setting.data).input_size
         torch.manual_seed(seed)  # of queries and keys
-        model = recast(model, setting.targets_of(arm), setting.layers(arm), view.input_size)
+        cnn, model = model, recast(model, setting.targets_of(arm), setting.layers(arm), size)
+        equivalence = check_equivalence(cnn, model, random_images(size)).to_json()
     fitted = None
     if chosen.epochs != 0:
         callbacks = _snapshots(setting, arm, folder)
@@ -233,6 +236,7 @@ def run_arm(setting: Setting, arm: str, seed: int, say: Callable[[str], None]) -
         "parameters": sum(p.numel() for p in model.parameters()),
         "parameters_of_the_cnn": before,
         "recast": list(gpsa_layers(model)),
+        "equivalence": equivalence,
         "images": [len(images[0]), len(images[1])],
         "fit": fitted,
         **figures,

@@ -34,7 +34,7 @@ def finetune_network(
 
     Args:
         model: Folder of a saved network, or timm:NAME, torchvision:NAME, package.module:function.
-        out: Folder for the trained network, its checkpoint, figures and curves.
+        out: Folder for the trained network, its checkpoint, figures, curves and page.
         data: The images.
         train: The recipe.
         engine: What to run on.
@@ -52,8 +52,10 @@ def finetune_network(
     import torch
 
     from tcnn import finetune, progress, surgery
+    from tcnn.equivalence import check_equivalence, random_images
     from tcnn.keeping import Stopped, is_first_process
     from tcnn.layers import gpsa_layers
+    from tcnn.report import page
     from tcnn.view import View
 
     first = is_first_process(engine.processes)
@@ -61,9 +63,11 @@ def finetune_network(
     folder = folder_of(out)
     torch.manual_seed(train.seed)  # of random weights, and of queries and keys
     network = network_of(model, pretrained, weights, model_settings)
+    equivalence = None
     if recast and not gpsa_layers(network):
         size = View.of(network, data).input_size
-        network = surgery.recast(network, targets, gpsa, size)
+        cnn, network = network, surgery.recast(network, targets, gpsa, size)
+        equivalence = check_equivalence(cnn, network, random_images(size)).to_json()
         say(f"Recast, and proved equal on a random image: {', '.join(gpsa_layers(network))}")
     try:
         result = finetune.finetune(
@@ -82,6 +86,7 @@ def finetune_network(
                 "recast": recast,
                 "targets": targets,
                 "new_head": new_head,
+                "equivalence": equivalence,
             },
             echo=say,
             bar=sys.stderr.isatty(),
@@ -91,6 +96,8 @@ def finetune_network(
             print(f"tcnn finetune: {stopped}: go on with --resume", file=sys.stderr)
         return 128 + stopped.number
     say(finetune.closing(result))
+    if first:
+        page.add(folder, say, "tcnn", model=result.model)
     return 0
 
 
@@ -123,7 +130,7 @@ def run_study(
 
     Args:
         model: timm:NAME, torchvision:NAME, package.module:function, or a saved CNN's folder.
-        out: Folder for study.json, study.md, the curves, and every trained network.
+        out: Folder for study.json, study.md, the page, the curves, and every trained network.
         data: The images.
         arms: The arms by name.
         control: The arm that the others are held against.
@@ -143,6 +150,7 @@ def run_study(
     import shlex
 
     from tcnn.keeping import Stopped
+    from tcnn.report import page
     from tcnn.study import study
     from tcnn.study_run import Setting
 
@@ -173,4 +181,5 @@ def run_study(
     echo(f"\n{result.table()}\n\n{result.verdicts()}\n")
     names = ", ".join(["study.md", "study.json", *result.pictures])
     echo(f"Wrote {out}: {names}, and the networks in arms.")
+    page.add(setting.out, echo, "tcnn")
     return 0
