@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tcnn
 from paths import PATHS, forced
 from reference import reference_of, relative_error, with_open_gates
-from tcnn import content
+from tcnn import content, content_op
 
 
 @pytest.fixture
@@ -274,11 +275,46 @@ def test_keys_of_cells(path: str, options: dict[str, Any], content: Any) -> None
 # torch.compile
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # within opcheck
 @pytest.mark.parametrize(
     "config",
     [
         tcnn.GPSAConfig(),
         tcnn.GPSAConfig(window=3, attn_drop=0.2),
+        tcnn.GPSAConfig(positions="learned", content="cosine"),
+        tcnn.GPSAConfig(key_stride=2),
+    ],
+    ids=str,
+)
+def test_the_operator_is_what_it_tells_the_compiler(config: tcnn.GPSAConfig) -> None:
+    """By PyTorch's own check: schema, shapes and strides of its fakes, gradients."""
+    torch.manual_seed(0)
+    layer = with_open_gates(tcnn.GPSA2d(4, 6, 3, padding=1, config=config))
+    calls: list[tuple[Any, ...]] = []
+
+    def record(*args: Any) -> Any:
+        calls.append(args)
+        with torch.no_grad():
+            return content_op._forward(*args)
+
+    with (
+        mock.patch.object(torch.compiler, "is_compiling", lambda: True),
+        mock.patch.object(content_op, "_operator", record),
+    ):
+        layer(torch.randn(2, 4, 9, 10, requires_grad=True))
+    ((*tensors, tiles),) = calls
+    inputs = [
+        value.detach().requires_grad_(value.requires_grad) if isinstance(value, Tensor) else value
+        for value in (*tensors, tiles)
+    ]
+    torch.library.opcheck(content_op._operator, tuple(inputs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        tcnn.GPSAConfig(),
+        tcnn.GPSAConfig(window=3),
         tcnn.GPSAConfig(positions="learned", content="cosine"),
         tcnn.GPSAConfig(key_stride=2),
     ],

@@ -80,7 +80,7 @@ def backward(task: Task, grad: Tensor, attended: Tensor | None) -> Gradients:
         dk[images] += (query.mT @ by_scores).mT
     dkernel = torch.zeros_like(task.kernel)
     if attended is not None:
-        by_group = attended.view(batch, *matrix.shape[::2], n_queries)
+        by_group = attended.reshape(batch, *matrix.shape[::2], n_queries)
         dkernel = (grad @ by_group.mT).sum(0).view(task.kernel.shape)
     return Gradients(dx.view(task.x.shape), dq, dk, dkernel, dshare, dgate)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -148,8 +149,27 @@ class _Attend(torch.autograd.Function):
 
 # What torch.compile sees: one operator, whatever the sizes; the blocks would be unrolled.
 
-_operator = torch.library.custom_op("tcnn::attend", _forward, mutates_args=())
-_operator_backward = torch.library.custom_op("tcnn::attend_backward", _backward, mutates_args=())
+
+def _contiguous(function: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Any]:
+    """With results that lie in memory as the fakes below have it, whatever the path."""
+
+    @wraps(function)  # the schema is read off the signature
+    def call(*args: Any) -> tuple[Tensor, ...]:
+        return tuple(result.contiguous() for result in function(*args))
+
+    return call
+
+
+# Inputs may lie in memory as they like: to ask for certain strides would tie a graph to one size.
+_operator = torch.library.custom_op(
+    "tcnn::attend", _contiguous(_forward), mutates_args=(), tags=torch.Tag.flexible_layout
+)
+_operator_backward = torch.library.custom_op(
+    "tcnn::attend_backward",
+    _contiguous(_backward),
+    mutates_args=(),
+    tags=torch.Tag.flexible_layout,
+)
 
 
 @_operator.register_fake
