@@ -37,7 +37,8 @@ def work_of(entry: Contender, work: str, bf16: bool) -> Callable[[], object]:
     where = entry.x.device.type
 
     def forward() -> None:
-        with torch.inference_mode(), torch.autocast(where, torch.bfloat16, bf16):
+        # Not inference mode: what a peer caches in it cannot be trained with afterwards.
+        with torch.no_grad(), torch.autocast(where, torch.bfloat16, bf16):
             entry.module(entry.x)
 
     def forward_and_backward() -> None:
