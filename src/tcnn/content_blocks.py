@@ -7,7 +7,7 @@ FlashAttention, arXiv 2205.14135). The kernel is applied block by block too.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -32,7 +32,9 @@ def forward(task: Task, keep: bool) -> tuple[Tensor, Tensor]:
     blocks = _Blocks(task)
     for number, (images, part) in enumerate(blocks.parts()):
         _, attention, _ = blocks.attention(number, images, part)
-        seen = torch.bmm(x[images], attention.to(x.dtype).flatten(1, 2).mT)
+        part_of = attention.to(x.dtype).flatten(1, 2).mT
+        seen = blocks.room("seen", (len(part_of), channels, part_of.shape[2]), x.dtype)
+        torch.bmm(x[images], part_of, out=seen)
         seen = seen.view(len(seen), channels, heads, -1)
         if keep:
             attended[images, :, :, part] = seen
@@ -58,7 +60,9 @@ def backward(task: Task, grad: Tensor, attended: Tensor | None) -> Gradients:
         content, attention, dropped = blocks.attention(number, images, part)
         given = (matrix.mT @ grad[images, ..., part]).reshape(len(content), channels, -1)
         dx[images] += torch.bmm(given, attention.to(x.dtype).flatten(1, 2))
-        by_attention = torch.bmm(given.mT, x[images]).view_as(content).to(blocks.dtype)
+        room = blocks.room("gradient", content.shape, x.dtype)
+        torch.bmm(given.mT, x[images], out=room.flatten(1, 2))
+        by_attention = room.to(blocks.dtype)
         if blocks.taps is not None:
             index, on = blocks.taps[0][:, part], blocks.taps[1][:, part]
             at_taps = by_attention.gather(-1, index.expand(content.shape[:-1])[..., None])
@@ -91,6 +95,7 @@ class _Blocks:
     def __init__(self, task: Task) -> None:
         self.task = task
         self.dtype = dtype_of_scores(task.queries)
+        self._rooms: dict[str, Tensor] = {}
         self.inside = task.scene.inside(task.x.device)
         self.taps: tuple[Tensor, Tensor] | None = None
         if task.mix is not None:
@@ -112,19 +117,31 @@ class _Blocks:
             for start in range(0, n_queries, step):
                 yield slice(b, b + images), slice(start, min(start + step, n_queries))
 
+    def room(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """Memory that the blocks use in turn: to ask for it anew each time costs a CPU more than
+        what is done in it."""
+        size = math.prod(shape)
+        if name not in self._rooms or self._rooms[name].numel() < size:
+            self._rooms[name] = torch.empty(size, dtype=dtype, device=self.task.x.device)
+        return self._rooms[name][:size].view(*shape)
+
     def attention(
         self, number: int, images: slice, part: slice
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """S, A and the dropout's mask of one block, each (images, heads, queries, N)."""
         task = self.task
-        scores = (task.queries[images, :, part] @ task.keys[images].mT).to(self.dtype)
+        queries, keys = task.queries[images, :, part], task.keys[images]
+        shape = (*queries.shape[:3], keys.shape[2])
+        scores = self.room("scores", shape, queries.dtype)
+        torch.bmm(queries.flatten(0, 1), keys.flatten(0, 1).mT, out=scores.flatten(0, 1))
+        scores = scores.to(self.dtype)
         if self.inside is not None:
             rows, columns = self.inside
             query = torch.arange(part.start, part.stop, device=scores.device)
             row, column = query // len(columns), query % len(columns)
             near = rows[row][:, :, None] & columns[column][:, None, :]
             scores.masked_fill_(~near.flatten(1), -torch.inf)
-        content = torch.softmax(scores, dim=-1)
+        content = torch.softmax(scores, dim=-1, out=self.room("content", shape, self.dtype))
         dropped = dropout_mask(content, task, number)
         if task.mix is None or self.taps is None:
             return content, content if dropped is None else content * dropped, dropped
