@@ -54,6 +54,9 @@ def attend(
     return torch.unflatten(y, 2, scene.grid)
 
 
+# Flat and written out: the schemas of the operators are read off these, and know no dataclass.
+
+
 def _forward(
     x: Tensor,
     queries: Tensor,

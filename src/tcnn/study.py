@@ -23,7 +23,8 @@ from tcnn.errors import TCNNError
 from tcnn.files import make_folder, write_json, write_text, write_whole
 from tcnn.layers import gpsa_layers
 from tcnn.study_result import StudyResult
-from tcnn.study_run import RunResult, Setting, build_cnn, pretrain, run_arm
+from tcnn.study_run import RunResult, build_cnn, pretrain, run_arm
+from tcnn.study_setting import Setting
 from tcnn.surgery import recast
 from tcnn.view import View
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from tcnn.study_run import RunResult, Setting
+from tcnn.study_run import RunResult
+from tcnn.study_setting import Setting
 from tcnn.tables import markdown_table, text_table
 
 CONFIDENCE = 0.95
@@ -38,16 +39,21 @@ class Difference:
     @property
     def verdict(self) -> str:
         """What the interval says."""
-        if self.low is None or self.high is None:
-            return "one seed: not known"
-        if self.low > 0:
-            return "gain"
-        return "loss" if self.high < 0 else "no difference shown"
+        return verdict(self.low, self.high)
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:
             return f"{self.mean:+.2f}"
         return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+def verdict(low: float | None, high: float | None) -> str:
+    """What the interval of a difference says."""
+    if low is None or high is None:
+        return "one seed: not known"
+    if low > 0:
+        return "gain"
+    return "loss" if high < 0 else "no difference shown"
 
 
 def paired(arm: np.ndarray[Any, Any], control: np.ndarray[Any, Any]) -> Difference:

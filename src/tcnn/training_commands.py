@@ -152,7 +152,7 @@ def run_study(
     from tcnn.keeping import Stopped
     from tcnn.report import page
     from tcnn.study import study
-    from tcnn.study_run import Setting
+    from tcnn.study_setting import Setting
 
     if pretrained is None:
         published = model.startswith(("timm:", "torchvision:"))

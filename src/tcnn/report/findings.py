@@ -9,6 +9,7 @@ from typing import Any
 
 from tcnn.errors import TCNNError
 from tcnn.report.contents import Contents
+from tcnn.study_result import verdict
 
 _REACH = 1.96  # standard errors to either side of a mean that a 95 % interval takes
 Epoch = dict[str, Any]
@@ -40,11 +41,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """What the interval says."""
-        if self.low is None or self.high is None:
-            return "one seed: not known"
-        if self.low > 0:
-            return "gain"
-        return "loss" if self.high < 0 else "no difference shown"
+        return verdict(self.low, self.high)
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:
